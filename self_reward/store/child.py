@@ -1,0 +1,431 @@
+"""One Oxen operation in one process: `python -m self_reward.store.child REQUEST RESULT`.
+
+Why a process of its own: Oxen holds a database lock until the process that opened a repository exits, holds the GIL
+for the whole of a call (no signal handler runs), prints to fd 1 past sys.stdout, and raises panics that are no
+Exception. The parent (local.py) holds the repository's lock and hands its file descriptor down, so the lock lives as
+long as either of them.
+
+A kill at any moment is survived: before the working tree is touched, `journal.json` says what will be; the next
+operation rolls it back or, where the commit had landed, completes it. What a killed operation had staged is thrown
+away and staged anew, since Oxen commits a staged entry even when the kill left its content unwritten.
+"""
+
+import glob
+import importlib.util
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from self_reward.errors import TryAgain, UserError
+from self_reward.store import index
+from self_reward.store.errors import Conflict, Corrupt, NoChanges, NotFound, from_oxen
+from self_reward.store.index import Entry, Tree
+
+MANIFEST = ".manifest.json"
+
+
+def native() -> Any:
+    """The native half of oxenai. `import oxen` would cost 0.7 s for polars and requests, this costs 0.05 s."""
+    spec = importlib.util.find_spec("oxen")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the package oxenai is not installed: pip install oxenai==0.65.1")
+    library = next(Path(spec.submodule_search_locations[0]).glob("oxen_py*.so"))
+    extension = importlib.util.spec_from_file_location("oxen_py", library)
+    assert extension and extension.loader
+    module = importlib.util.module_from_spec(extension)
+    extension.loader.exec_module(module)
+    return module
+
+
+def open_repo(repo: Path) -> Any:
+    module = native()
+    user = Path(os.environ["OXEN_CONFIG_DIR"]) / "user_config.toml"
+    if not user.exists():
+        user.parent.mkdir(parents=True, exist_ok=True)
+        module.user.config_user("self-reward", "self-reward@localhost", str(user))
+    return module.PyRepo(str(repo))
+
+
+def init(repo: str) -> None:
+    """Make a plain folder a repository; done beside and renamed, so that it is one wholly or not at all."""
+    root = Path(repo)
+    beside = root / f".oxen-new-{os.getpid()}"
+    beside.mkdir()
+    try:
+        open_repo(beside).init()
+        (beside / ".oxen" / "self_reward").mkdir()
+        if not (root / ".oxen").exists():
+            os.rename(beside / ".oxen", root / ".oxen")
+    except OSError:
+        if not (root / ".oxen" / "self_reward").exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
+    """Bring the branch up to date with the user's files and name the commit that `revision` means (None: the newest)."""
+    root, notes = Path(repo), list[str]()
+    oxen, head = _begin(root, branch, notes)
+    log = oxen.log()
+    if revision in (None, branch, head):
+        new_head = _commit_user_files(root, oxen, head, notes)
+        if new_head != head:
+            head, log = new_head, oxen.log()
+        commit = head
+    else:
+        commit = _find_revision(revision, branch, log)
+        _tree(root, oxen, commit)
+    return {"commit": commit, "head": head, "log": [[c.id, c.message] for c in log], "notes": notes}
+
+
+def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, expected_head: str) -> dict[str, Any]:
+    """One commit on top of `expected_head` that replaces the files and folders `files` (repository path -> source)."""
+    root, notes = Path(repo), list[str]()
+    oxen, head = _begin(root, branch, notes)
+    tree = _tree(root, oxen, head)
+    newest = oxen.log()[0]
+    same_key = newest.message.rstrip().endswith(f"key: {key}")
+    if head != expected_head and same_key:  # an earlier try landed
+        return {"commit": head, "notes": notes}
+    if head != expected_head:
+        raise Conflict(
+            f"branch {branch} moved while this stage ran: expected commit {expected_head}, found {head} "
+            f"({newest.message.splitlines()[0]!r} by {newest.author}). Two runs on one branch do not mix: "
+            "run the stage again from the new head, or give each run its own --branch"
+        )
+    sources = _expand(files)
+    adds = {path: index.hash_file(source) for path, source in sources.items()}
+    removes = [
+        path for path in tree if path not in adds and any(path == name or path.startswith(name + "/") for name in files)
+    ]
+    if same_key and not removes and all(tree.get(path) == entry for path, entry in adds.items()):
+        return {"commit": head, "notes": notes}
+    _refuse_changed(root, tree, [*adds, *removes])
+    touched = [path for path, entry in adds.items() if tree.get(path) != entry] + removes
+    text = f"{message}\n\nkey: {key}"
+    _write_journal(root, head, text, {**{p: e for p, e in tree.items() if p not in removes}, **adds}, touched)
+    try:
+        for path in removes:
+            index.remove_file(root, path)
+        for path, source in sources.items():
+            if tree.get(path) != adds[path]:
+                index.place(source, root / path)
+        commit = _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
+    except BaseException:
+        _roll_back(root, head, tree)
+        raise
+    return {"commit": commit, "notes": notes}
+
+
+def _begin(root: Path, branch: str, notes: list[str]) -> tuple[Any, str]:
+    """Open the repository, undo or finish what a killed process left, and stand on `branch`; also returns its head."""
+    shutil.rmtree(root / ".oxen" / "staged", ignore_errors=True)
+    shutil.rmtree(index.folder(root) / "scratch", ignore_errors=True)
+    for leftover in root.glob(".oxen-new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    oxen = open_repo(root)
+    _recover(root, oxen, notes)
+    current = oxen.current_branch()
+    if current is None and not oxen.list_branches():  # no commit yet
+        _commit_user_files(root, oxen, None, notes)
+        current = oxen.current_branch()
+    if current is None or current.name != branch:
+        _switch(root, oxen, current, branch, notes)
+    return oxen, oxen.current_branch().commit_id
+
+
+def _recover(root: Path, oxen: Any, notes: list[str]) -> None:
+    journal = index.read_json(index.folder(root) / "journal.json")
+    if journal is None:
+        return
+    for leftover in (root / ".oxen" / "versions" / "files").glob("*/*/data.oxentmp.*"):
+        leftover.unlink(missing_ok=True)
+    newest = oxen.log()[0] if oxen.list_branches() else None
+    if (
+        newest
+        and journal["touched"]
+        and journal["before"] in newest.parent_ids
+        and newest.message == journal["message"]
+    ):
+        tree = {path: Entry(*entry) for path, entry in journal["tree"].items()}
+        index.write_tree(root, newest.id, tree)
+        _remove_journal(root)
+        notes.append(f"commit {newest.id} of an interrupted process was completed")
+    else:
+        _roll_back(root, newest.id if newest else None, _tree(root, oxen, newest.id) if newest else {})
+        notes.append("what an interrupted process had not committed was undone")
+
+
+def _write_journal(root: Path, before: str | None, message: str, tree: Tree, touched: list[str]) -> None:
+    index.write_json(
+        index.folder(root) / "journal.json",
+        {"before": before, "message": message, "tree": tree, "touched": touched},
+    )
+
+
+def _remove_journal(root: Path) -> None:
+    (index.folder(root) / "journal.json").unlink(missing_ok=True)
+
+
+def _roll_back(root: Path, head: str | None, tree: Tree) -> None:
+    """Give the files that the journal names the content they have in `tree`, the head's, again."""
+    journal = index.read_json(index.folder(root) / "journal.json")
+    if journal is None:
+        return
+    ours = [{path: Entry(*entry) for path, entry in journal["tree"].items()}, tree]
+    if journal["before"] not in (None, head):
+        ours.append(index.read_tree(root, journal["before"]) or {})
+    for where in {(root / path).parent for path in journal["touched"]}:
+        for leftover in where.glob(index.TEMPORARY + "*"):
+            leftover.unlink(missing_ok=True)
+    index.lay(root, journal["touched"], tree, ours)
+    _remove_journal(root)
+
+
+def _switch(root: Path, oxen: Any, current: Any, branch: str, notes: list[str]) -> None:
+    """Show `branch` in the working tree; made from main (or from what is there) when it does not exist."""
+    shown = current.name if current else "no branch"
+    before = oxen.log()[0].id
+    tree = _tree(root, oxen, before)
+    exists = oxen.branch_exists(branch)
+    onto = branch if exists else "main"
+    if (not current or current.name != onto) and oxen.branch_exists(onto):
+        stats = index.read_stats(root)
+        changed, missing = index.compare(root, tree, stats)
+        index.write_stats(root, stats)
+        if changed or missing:
+            raise UserError(
+                f"the data repository shows branch {shown} with changes that are in no commit: "
+                f"{_some([*changed, *missing])}. Run once with --branch {current.name if current else 'NAME'} to commit "
+                f"them, or undo them, before using --branch {branch}"
+            )
+        target = next(b.commit_id for b in oxen.list_branches() if b.name == onto)
+        to = _tree(root, oxen, target)
+        touched = sorted(path for path in {*tree, *to} if tree.get(path) != to.get(path))
+        _write_journal(root, before, "", to, touched)
+        oxen.checkout(onto, False)
+        for path in touched:
+            if path in to:
+                os.chmod(root / path, 0o644)
+        _remove_journal(root)
+        notes.append(f"the working tree went from branch {shown} to {onto}")
+    if not exists:
+        oxen.checkout(branch, True)
+        notes.append(f"branch {branch} was made at commit {oxen.current_branch().commit_id}")
+
+
+def _find_revision(revision: str, branch: str, log: list[Any]) -> str:
+    found = [c.id for c in log if c.id == revision] or [
+        c.id for c in log if len(revision) >= 6 and c.id.startswith(revision)
+    ]
+    if len(found) == 1:
+        return found[0]
+    newest = ", ".join(f"{c.id[:12]} ({c.message.splitlines()[0]})" for c in log[:5])
+    problem = "means several commits" if found else "is no commit"
+    raise NotFound(f"revision {revision} {problem} of branch {branch}; its newest are {newest}")
+
+
+def _tree(root: Path, oxen: Any, commit: str) -> Tree:
+    """The files of a commit; of one that another program made they are found out by restoring it in a scratch copy of
+    the repository's metadata that shares the version store."""
+    tree = index.read_tree(root, commit)
+    if tree is not None:
+        return tree
+    scratch = index.folder(root) / "scratch"
+    skipped = {"versions", "staged", "self_reward"}
+    shutil.copytree(
+        root / ".oxen",
+        scratch / ".oxen",
+        ignore=lambda where, names: skipped.intersection(names) if Path(where) == root / ".oxen" else set(),
+    )
+    os.symlink(root / ".oxen" / "versions", scratch / ".oxen" / "versions")
+    copy = open_repo(scratch)
+    copy.restore(str(scratch), False, commit)
+    tree = {
+        path: index.hash_file(scratch / path) for path in index.walk(scratch, skip_hidden=False) if path[:6] != ".oxen/"
+    }
+    shutil.rmtree(scratch)
+    _check_manifests(root, tree)
+    index.write_tree(root, commit, tree)
+    return tree
+
+
+def _check_manifests(root: Path, tree: Tree) -> None:
+    problems = [
+        f"{path} in the data repository differs from what its stage recorded: SHA-256 {tree[path].sha256}, "
+        f"recorded {sha256}; commit the recorded file again"
+        for path, sha256 in _recorded_outputs(root, tree).items()
+        if path in tree and sha256 and tree[path].sha256 != sha256
+    ]
+    if problems:
+        raise Corrupt(problems)
+
+
+def _recorded_outputs(root: Path, tree: Tree) -> dict[str, str]:
+    """Files that stages wrote, with the SHA-256 their manifests record; a manifest itself comes without one."""
+    found: dict[str, str] = {}
+    for path, entry in tree.items():
+        if path.endswith(MANIFEST):
+            found[path] = ""
+            manifest = index.read_json(index.blob_path(root, entry.blob)) or {}
+            found |= {name: output["sha256"] for name, output in manifest.get("outputs", {}).items()}
+    return found
+
+
+def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]) -> str:
+    """Commit what the user added, changed or removed; give back generated files that are missing. Returns the head.
+
+    Raises UserError for generated files that were changed: a stage's result must be what its manifest says.
+    """
+    tree = _tree(root, oxen, head) if head else {}
+    stats = index.read_stats(root)
+    before = dict(stats)
+    changed, missing = index.compare(root, tree, stats)
+    if stats != before:
+        index.write_stats(root, stats)
+    if not changed and not missing:
+        if head is None:
+            raise UserError(f"{root} holds no files; put the training data into {root}/M0/train/ (see the README)")
+        return head
+    generated = _recorded_outputs(root, tree)
+    problems = [
+        f"{path} was changed after the stage that wrote it: SHA-256 recorded {tree[path].sha256}, found "
+        f"{entry.sha256}. To get the recorded file back, move yours away and run again"
+        for path, entry in changed.items()
+        if path in generated and path in tree
+    ]
+    if problems:
+        raise UserError(problems)
+    for path in [path for path in missing if path in generated]:
+        if index.copy_blob(root, tree[path], root / path) != tree[path]:
+            raise Corrupt(f"{path} is missing and the data repository's own copy of it is damaged")
+        notes.append(f"{path} was missing and was restored from commit {head}")
+    removed = [path for path in missing if path not in generated]
+    if removed or changed:
+        unnamed = [path for path in removed if glob.escape(path) != path]
+        if unnamed:
+            raise UserError(
+                [f"{path} is missing, and Oxen cannot remove a name with [ ] * ?: put it back" for path in unnamed]
+            )
+        message = f"user data: {_some([*changed, *(path + ' (removed)' for path in removed)])}"
+        _write_journal(root, head, message, {**{p: e for p, e in tree.items() if p not in removed}, **changed}, [])
+        try:
+            head = _commit(root, oxen, tree, changed, removed, message, ignored_allowed=True)
+            notes.append(f"{message}: committed as {head}")
+        except NoChanges:
+            pass
+        finally:
+            _remove_journal(root)
+    return head or ""
+
+
+def _commit(
+    root: Path, oxen: Any, tree: Tree, adds: Tree, removes: list[str], message: str, ignored_allowed: bool = False
+) -> str:
+    """Stage, check what is staged and that its content is stored, commit, remember. Files are in the working tree.
+
+    `ignored_allowed`: files that .oxenignore keeps out of the commit are no error.
+    """
+    for path in adds:
+        oxen.add(glob.escape(str(root / path)))
+    for path in removes:
+        oxen.rm(str(root / path), False, False, True)
+    staged = oxen.status()
+    staged_adds = {Path(p).as_posix() for p in [*staged.added_files(), *staged.modified_files()]}
+    staged_removes = {Path(p).as_posix() for p in staged.removed_files()}
+    expected = {path for path, entry in adds.items() if path not in tree or tree[path].blob != entry.blob}
+    if staged_adds - expected or (expected - staged_adds and not ignored_allowed) or staged_removes != set(removes):
+        raise TryAgain(
+            "Oxen staged other files than were given to it: "
+            f"{_some(sorted((staged_adds ^ expected) | (staged_removes ^ set(removes))))}; "
+            "were they changed meanwhile, or named in .oxenignore?"
+        )
+    for path in staged_adds:
+        stored = index.blob_path(root, adds[path].blob)
+        if not stored.exists() or index.hash_file(stored) != adds[path]:
+            raise TryAgain(f"{path} was changed while it was being committed; run again")
+    if not staged_adds and not staged_removes:
+        raise NoChanges("there is nothing to commit")
+    commit = oxen.commit(message).id
+    new_tree = {**{p: e for p, e in tree.items() if p not in removes}, **{p: adds[p] for p in staged_adds}}
+    index.write_tree(root, commit, new_tree)
+    _remove_journal(root)
+    stats = {path: seen for path, seen in index.read_stats(root).items() if path in new_tree}
+    for path in staged_adds:
+        index.remember(root, path, adds[path], stats)
+    index.write_stats(root, stats)
+    return commit
+
+
+def _expand(files: dict[str, str]) -> dict[str, Path]:
+    """Every single file: repository path -> source."""
+    sources: dict[str, Path] = {}
+    for name, source in files.items():
+        local = Path(source)
+        if local.is_dir():
+            inside = {f"{name}/{rest}": local / rest for rest in index.walk(local, skip_hidden=False)}
+            if not inside:
+                raise ValueError(f"nothing to commit in {local}")
+            sources |= inside
+        elif local.is_file():
+            sources[name] = local
+        else:
+            raise FileNotFoundError(f"{local}, to be committed as {name}")
+    return sources
+
+
+def _refuse_changed(root: Path, tree: Tree, paths: list[str]) -> None:
+    """Nothing of the user's is overwritten: working files in the way must be as the head has them."""
+    problems = [
+        f"{path} was written or changed by another program while this stage ran; move it away and run again"
+        for path in paths
+        if (root / path).is_file() and (path not in tree or index.hash_file(root / path) != tree[path])
+    ]
+    if problems:
+        raise Conflict(problems)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    """What the parent raises again."""
+    if not isinstance(error, (UserError, TryAgain, OSError)):
+        error = from_oxen(str(error)) or error
+    if isinstance(error, (UserError, TryAgain)):
+        problems = error.problems if isinstance(error, UserError) else [str(error)]
+        return {"type": type(error).__name__, "problems": problems}
+    import traceback
+
+    return {
+        "type": type(error).__name__,
+        "problems": ["".join(traceback.format_exception(error))],
+        "errno": getattr(error, "errno", None),
+    }
+
+
+OPERATIONS = {"init": init, "resolve": resolve, "push": push}
+
+
+def main(request_file: str, result_file: str) -> None:
+    request = json.loads(Path(request_file).read_text())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(math.ceil(request.pop("timeout")) + 5)  # ends this process even inside Oxen, and without a parent
+    try:
+        result = {"value": OPERATIONS[request.pop("operation")](**request)}
+    except BaseException as error:  # Oxen's panics are no Exception
+        result = {"error": _error(error)}
+    index.write_json(Path(result_file), result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)  # not through Oxen's destructors

@@ -1,0 +1,52 @@
+"""What can go wrong in a data repository, each also a UserError (exit code 2) or a TryAgain (75)."""
+
+from self_reward.errors import TryAgain, UserError
+
+
+class NotFound(UserError):
+    """The repository, branch, commit or file does not exist."""
+
+
+class Conflict(UserError):
+    """The branch holds a commit of somebody else, or a file that is not this stage's to replace."""
+
+
+class Auth(UserError):
+    """The server refuses the token, or the token may not do this."""
+
+
+class Corrupt(UserError):
+    """Content differs from what was recorded, or is missing from the repository."""
+
+
+class NoChanges(UserError):
+    """There is nothing to commit."""
+
+
+class Network(TryAgain):
+    """The server cannot be reached or does not answer properly."""
+
+
+TYPES: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (UserError, TryAgain, NotFound, Conflict, Auth, Corrupt, NoChanges, Network)
+}
+
+
+def from_oxen(text: str) -> UserError | TryAgain | None:
+    """The typed error for a message of oxenai 0.65.1, whose errors differ only in their text; None: not known."""
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    if "No space left on device" in text:
+        return TryAgain("the disk is full (No space left on device): free some space and run again")
+    if "LOCK: Resource temporarily unavailable" in text:
+        return TryAgain("another program has the data repository open (an `oxen` command?): close it and run again")
+    if "Permission denied" in text:
+        return UserError(f"Oxen may not write to the data repository: {first}")
+    if "No changes to commit" in text:
+        return NoChanges("Oxen found nothing to commit")
+    if "Authentication failed" in text or "Err status [403" in text or "Err status [401" in text:
+        return Auth(f"the Oxen server refused the token: {first}")
+    if "Network error" in text or "Err status [429" in text or "Err status [5" in text:
+        return Network(f"the Oxen server cannot be reached: {first}")
+    if "Revision not found" in text or "does not exist" in text:
+        return NotFound(f"Oxen: {first}")
+    return None
