@@ -1,0 +1,307 @@
+"""The base model: a name of the hub, a folder, or a folder of the data repository, as one identifier and one folder.
+
+No torch here: `plan` and every stage resolve the base model before anything heavy is imported.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from self_reward.errors import TryAgain, UserError
+
+log = logging.getLogger(__name__)
+
+MODEL_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken"}
+TOKENIZERS = [["tokenizer.json"], ["tokenizer.model"], ["spiece.model"], ["vocab.json", "merges.txt"], ["vocab.txt"]]
+HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`id` names the exact content and goes into keys and manifests; `source` is where `fetch` gets it.
+
+    kind hub: id and source `name@commit`; path: id `path:<sha256>`, source the folder;
+    oxen: id `oxen:<path>:<hash>`, source the path in the data repository.
+    """
+
+    id: str
+    kind: str
+    source: str
+
+
+def resolve(
+    base_model: str,
+    *,
+    trust_remote_code: bool,
+    read_repository: Callable[[str], str] | None = None,
+    cache_dir: Path | None = None,
+) -> Resolved:
+    """Turn what the user wrote into an identifier that changes when, and only when, the model changes.
+
+    `read_repository(path)` gives the hash of a folder of the data repository. `cache_dir` remembers the hashes of
+    files by path, size and time, so that a folder of many gigabytes is read once.
+    Raises UserError (with every problem of a folder), or TryAgain where the hub cannot be reached and has never been.
+    """
+    if base_model.startswith("oxen:"):
+        path = base_model.removeprefix("oxen:").strip("/")
+        if read_repository is None or not path:
+            raise UserError(f"base_model {base_model!r}: expected oxen:<path of a model folder in the data repository>")
+        return Resolved(f"oxen:{path}:{read_repository(path)}", "oxen", path)
+    if base_model.startswith(("/", ".", "~")) or Path(base_model).is_dir():
+        folder = Path(base_model).expanduser().resolve()
+        if problems := folder_problems(folder, trust_remote_code=trust_remote_code):
+            raise UserError(problems)
+        return Resolved(f"path:{folder_hash(folder, cache_dir=cache_dir)}", "path", str(folder))
+    if not HUB_NAME.fullmatch(base_model):
+        raise UserError(
+            f"base_model {base_model!r} is neither a folder here nor a name of the hub; expected name, owner/name, "
+            "owner/name@revision, a path, or oxen:<path in the data repository>"
+        )
+    name, _, revision = base_model.partition("@")
+    resolved = f"{name}@{_hub_commit(name, revision or 'main')}"
+    return Resolved(resolved, "hub", resolved)
+
+
+def fetch(
+    resolved: Resolved,
+    *,
+    trust_remote_code: bool,
+    cache_dir: Path,
+    pull: Callable[[str, Path], None] | None = None,
+) -> Path:
+    """The folder that holds the model: downloaded, pulled or as it is, and checked.
+
+    `pull(path, to)` copies a folder of the data repository to the folder `to`; the copy is kept under
+    cache_dir/base_models by its hash. Raises as `resolve`.
+    """
+    if resolved.kind == "path":
+        folder = Path(resolved.source)
+    elif resolved.kind == "hub":
+        folder = _hub_folder(resolved.source, trust_remote_code=trust_remote_code)
+    else:
+        folder = cache_dir / "base_models" / hashlib.sha256(resolved.id.encode()).hexdigest()
+        if not folder.is_dir():
+            if pull is None:
+                raise UserError(f"{resolved.id} lives in the data repository, and none is at hand here")
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            pull(resolved.source, partial)
+            try:
+                partial.rename(folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(partial)
+    if problems := folder_problems(folder, trust_remote_code=trust_remote_code):
+        raise UserError(problems)
+    return folder
+
+
+def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
+    """Everything that keeps `folder` from being a model that is loaded without running anybody's code."""
+    if not folder.is_dir():
+        return [f"{folder}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer"]
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    problems = _missing_parts(str(folder), names)
+    for name in ("config.json", "tokenizer_config.json"):
+        if name not in names:
+            continue
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except ValueError as error:
+            problems.append(f"{folder / name}: not JSON ({error})")
+            continue
+        if isinstance(content, dict) and content.get("auto_map") and not trust_remote_code:
+            problems.append(
+                f"{folder / name}: the model brings code of its own (auto_map); read that code, then set "
+                "trust_remote_code: true, or choose another model"
+            )
+    if "model.safetensors.index.json" in names:
+        shards = json.loads((folder / "model.safetensors.index.json").read_bytes()).get("weight_map", {}).values()
+        if missing := sorted(set(shards) - names):
+            problems.append(
+                f"{folder}: weights named in model.safetensors.index.json are missing: {', '.join(missing)}"
+            )
+    for name in sorted(names):
+        if name.endswith(".safetensors") and (problem := _safetensors_problem(folder / name)):
+            problems.append(problem)
+    return problems
+
+
+def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:
+    """sha256 over the names and contents of weights, configuration and tokenizer files of `folder`."""
+    remembered_file = cache_dir / "file_hashes.json" if cache_dir else None
+    remembered: dict[str, list] = {}
+    if remembered_file and remembered_file.is_file():
+        try:
+            remembered = json.loads(remembered_file.read_bytes())
+        except ValueError:
+            log.warning("%s is not JSON; it is written anew", remembered_file)
+    total = hashlib.sha256()
+    changed = False
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in MODEL_SUFFIXES | {".py"}:
+            continue
+        stat = path.stat()
+        known = remembered.get(str(path.resolve()))
+        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            digest = known[2]
+        else:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            remembered[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns, digest]
+            changed = True
+        total.update(f"{path.name}\0{digest}\n".encode())
+    if remembered_file and changed:
+        remembered_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = remembered_file.with_name(f"{remembered_file.name}.{os.getpid()}.part")
+        temporary.write_text(json.dumps({path: known for path, known in remembered.items() if os.path.exists(path)}))
+        temporary.replace(remembered_file)
+    return total.hexdigest()
+
+
+def _missing_parts(where: str, names: set[str]) -> list[str]:
+    problems = []
+    if "adapter_config.json" in names and "config.json" not in names:
+        return [f"{where}: an adapter, not a model; expected the full weights (self-reward export makes such a folder)"]
+    if "config.json" not in names:
+        problems.append(f"{where}: no config.json; found {', '.join(sorted(names)[:10]) or 'nothing'}")
+    if not any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
+        pickled = sorted(name for name in names if name.endswith(PICKLES))
+        if pickled:
+            problems.append(
+                f"{where}: weights only as pickles ({', '.join(pickled[:5])}), which can run code when loaded; only "
+                "safetensors are taken. Where you trust them, convert once: AutoModelForCausalLM.from_pretrained(dir)"
+                ".save_pretrained(new_dir), and copy the tokenizer files"
+            )
+        else:
+            problems.append(f"{where}: no weights; expected *.safetensors")
+    if not any(all(name in names for name in tokenizer) for tokenizer in TOKENIZERS):
+        expected = ", ".join(" + ".join(tokenizer) for tokenizer in TOKENIZERS)
+        problems.append(f"{where}: no tokenizer; expected one of {expected}")
+    return problems
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    """A file cut short, or the pointer that Git LFS leaves, told from its header alone."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            return f"{path}: a Git LFS pointer, not weights; run git lfs pull in that folder"
+        if length + 8 > size:
+            return f"{path}: not a whole safetensors file ({size} bytes); copy or download it again"
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return f"{path}: not a safetensors file; its header cannot be read"
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if (expected := 8 + length + max(ends, default=0)) != size:
+        return f"{path}: {size} bytes, its header says {expected}; copy or download it again"
+    return None
+
+
+def weights_dtype(folder: Path) -> str:
+    """The dtype of the weights on disk, as torch names it: the one that most of the parameters have."""
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+    count: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in names:
+                begin, end = entry["data_offsets"]
+                count[entry["dtype"]] = count.get(entry["dtype"], 0) + end - begin
+    return names[max(count, key=lambda dtype: count[dtype])] if count else "float32"
+
+
+def _token() -> str | None:
+    if path := os.environ.get("HF_TOKEN_FILE"):
+        return Path(path).read_text().strip()
+    return None  # huggingface_hub reads HF_TOKEN itself
+
+
+def _hub_cache(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    """The commit that `revision` is: asked of the hub, and of the local cache where the hub cannot be reached."""
+    cache = _hub_cache(name)
+    if re.fullmatch(r"[0-9a-f]{40}", revision) and (cache / "snapshots" / revision).is_dir():
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        info = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token()).model_info(
+            name, revision=revision, timeout=30
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if 400 <= status < 500 and status != 429:
+            raise UserError(
+                f"base_model {name}@{revision}: the hub says no ({status}); check the name and the revision, and "
+                "for a private or gated model that HF_TOKEN or HF_TOKEN_FILE is set and has been given access"
+            ) from error
+        reason = f"the hub answers {status}"
+    except Exception as error:  # the connection errors of several HTTP libraries; the hub's own "offline" among them
+        if not _is_connection_error(error):
+            raise
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+    else:
+        if info.siblings and (problems := _missing_parts(f"{name}@{revision}", {s.rfilename for s in info.siblings})):
+            raise UserError(problems)
+        return str(info.sha)
+    cached = cache / "refs" / revision
+    if cached.is_file():
+        commit = cached.read_text().strip()
+        log.warning("%s; %s@%s is taken from the local cache: %s", reason, name, revision, commit)
+        return commit
+    raise TryAgain(f"base_model {name}@{revision}: {reason}, and it is not in the local cache {cache.parent}")
+
+
+def _is_connection_error(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+
+
+def _hub_folder(source: str, *, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, _, commit = source.partition("@")
+    cached = _hub_cache(name) / "snapshots" / commit
+    if cached.is_dir() and not folder_problems(cached, trust_remote_code=trust_remote_code):
+        return cached
+    patterns = [f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES | ({".py"} if trust_remote_code else set()))]
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=commit,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                token=_token(),
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],  # original/ and onnx/ folders hold the same weights again
+            )
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if 400 <= status < 500 and status != 429:
+            raise UserError(
+                f"base_model {source}: the hub says no ({status}); is HF_TOKEN set and given access?"
+            ) from error
+        raise TryAgain(f"base_model {source}: the hub answers {status}") from error
+    except Exception as error:
+        if not _is_connection_error(error):
+            raise
+        raise TryAgain(f"base_model {source}: the hub cannot be reached ({type(error).__name__})") from error
