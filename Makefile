@@ -1,0 +1,77 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# ---- pinned tools and choices (make demo SEED=1 DEVICE=gpu ...)
+PYTHON3 ?= python3.11
+UV_VERSION := 0.13.9
+DEVICE ?= cpu
+VENV ?= .venv
+SEED ?= 0
+DATA_REPO ?= demo-data
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready-$(DEVICE)
+
+##@ Use
+
+.PHONY: setup
+setup: $(READY)  ## Make .venv with everything pinned in requirements/ (DEVICE=cpu or gpu)
+
+# Bytecode is compiled here, since importing torch, trl and vllm from source costs 20 s at every stage otherwise.
+$(READY): requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(VENV)/bin/uv pip install --python $(PYTHON) --no-deps --compile-bytecode -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	$(VENV)/bin/uv pip install --python $(PYTHON) --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: demo
+demo: setup  ## The whole loop on this machine: a tiny model that learns, in about 20 minutes
+	PYTHON=$(PYTHON) demo/run.sh $(DATA_REPO) $(SEED)
+
+.PHONY: demo-data
+demo-data: setup  ## Only the demo's data repository: training data and tiny base model (DATA_REPO=...)
+	$(PYTHON) -m demo.make_data --data_repo $(DATA_REPO) --seed $(SEED)
+
+##@ Check
+
+.PHONY: test
+test: setup  ## All tests that need neither a GPU nor a cluster
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=15 $(PYTEST_ARGS)
+
+.PHONY: check
+check: setup  ## Format, lint, types, shell scripts, generated files
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck self-reward.sh demo/*.sh .ci/run
+	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
+
+.PHONY: format
+format: setup  ## Format the code and mend what the linter can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+##@ Maintain
+
+.PHONY: docs
+docs: setup  ## Write docs/parameters.md from self_reward/parameters.py
+	$(PYTHON) -m self_reward.parameters > docs/parameters.md
+
+# torchvision, torchaudio and torchcodec of the registry do not fit torch's CUDA build and break trl and peft.
+.PHONY: pins
+pins:  ## Resolve requirements/*.in again
+	for name in cpu dev gpu; do \
+	  $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_34 --no-header --no-annotate \
+	    --override requirements/overrides.txt requirements/$$name.in | grep -vE '^(torchvision|torchaudio|torchcodec)==' > $(VENV)/pins; \
+	  mv $(VENV)/pins requirements/$$name.txt; \
+	done
+
+.PHONY: clean
+clean:  ## Remove what make demo and the tests left (not .venv)
+	rm -rf demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help
+help:  ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

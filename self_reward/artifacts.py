@@ -1,0 +1,354 @@
+"""Every file of the data repository, once: its path, its columns, which stage writes it and which read it.
+
+Pure: works on the list of files of a commit and on the contents of its small JSON files. `{k}` is the iteration.
+
+The policy of iteration k is `M{k}/sft` where that iteration has SFT, else `M{k-1}/dpo` (`base` in iteration 0). A
+checkpoint that is an adapter names its parent, so a checkpoint is a chain: a base model plus adapters in order.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from self_reward.errors import UserError
+
+TRAIN = "M{k}/train/ift+eft.jsonl"
+TRAIN_OLD = "M{k}/train/ift_eft.jsonl"  # the reproduction's name
+SEEDS = "M{k}/train/ift.jsonl"
+EVAL_PROMPTS = "M0/eval/prompts.jsonl"
+EVAL_EFT = "M0/eval/eft.jsonl"
+SFT = "M{k}/models/sft/final_checkpoint"
+PROMPTS = "M{k}/generated/prompts.jsonl"
+RESPONSES = "M{k}/generated/responses.jsonl"
+SCORES = "M{k}/generated/scores.jsonl"
+PREFERENCES = "M{k}/generated/preferences.jsonl"
+DPO = "M{k}/models/dpo/final_checkpoint"
+EVAL_OF_SFT = "M{k}/eval/sft.json"
+EVAL_OF_DPO = "M{k}/eval/dpo.json"
+MERGED = "M{k}/models/dpo/merged"
+
+Columns = dict[str, Any]
+PROMPT_COLUMNS: Columns = {"prompt_id": str, "prompt": str}
+RESPONSE_COLUMNS: Columns = {**PROMPT_COLUMNS, "completion": str}
+SCORE_COLUMNS: Columns = {**RESPONSE_COLUMNS, "score": (float, int, type(None))}
+PREFERENCE_COLUMNS: Columns = {"prompt_id": str, "prompt": str, "chosen": str, "rejected": str}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder of the data repository."""
+
+    path: str
+    written_by: str  # a stage, or "user"
+    read_by: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+
+
+ARTIFACTS: dict[str, Artifact] = {
+    "train": Artifact(TRAIN, "user", ("00_sft", "01_gen_prompts", "05_dpo", "06_evaluate"), ("prompt", "response")),
+    "seeds": Artifact(SEEDS, "user", ("01_gen_prompts",), ("prompt", "response")),
+    "eval_prompts": Artifact(EVAL_PROMPTS, "user", ("00_sft", "01_gen_prompts", "06_evaluate"), ("prompt",)),
+    "eval_eft": Artifact(EVAL_EFT, "user", ("00_sft", "01_gen_prompts", "06_evaluate"), ("prompt", "responses")),
+    "sft": Artifact(SFT, "00_sft", ("01_gen_prompts", "02_gen_responses", "03_gen_scores", "05_dpo", "06_evaluate")),
+    "prompts": Artifact(
+        PROMPTS, "01_gen_prompts", ("01_gen_prompts", "02_gen_responses"), ("prompt_id", "prompt", "source")
+    ),
+    "responses": Artifact(
+        RESPONSES,
+        "02_gen_responses",
+        ("03_gen_scores",),
+        ("prompt_id", "response_id", "prompt", "completion", "finish_reason", "tokens"),
+    ),
+    "scores": Artifact(
+        SCORES,
+        "03_gen_scores",
+        ("04_gen_preferences",),
+        ("prompt_id", "response_id", "prompt", "completion", "finish_reason", "tokens", "score", "votes", "reasoning"),
+    ),
+    "preferences": Artifact(
+        PREFERENCES,
+        "04_gen_preferences",
+        ("05_dpo",),
+        ("prompt_id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected"),
+    ),
+    "dpo": Artifact(
+        DPO, "05_dpo", ("00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "06_evaluate", "07_export")
+    ),
+    "eval_of_sft": Artifact(EVAL_OF_SFT, "06_evaluate", ()),
+    "eval_of_dpo": Artifact(EVAL_OF_DPO, "06_evaluate", ()),
+    "merged": Artifact(MERGED, "07_export", ()),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage needs from the data repository, and what it will write to it."""
+
+    paths: dict[str, str]  # input name -> repository path of a file or folder
+    outputs: dict[str, str]  # output name -> repository path of a file or folder
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Checkpoints by name ("policy", "M0/dpo", "base"), each as the checkpoints to load in order, oldest first; the
+    files of checkpoint C are the input "checkpoint:C". A chain whose first checkpoint is an adapter begins with
+    "base"."""
+    recorded_base: str | None = None  # the resolved id of the base model, where a checkpoint's metadata has it
+    nothing_to_do: str = ""  # why the stage has no work in this iteration
+
+    @property
+    def needs_base(self) -> bool:
+        return any(chain[0] == "base" for chain in self.chains.values())
+
+
+def has_sft(iteration: int, sft: str, files: Collection[str]) -> bool:
+    """Whether iteration `iteration` begins with SFT (`sft` is the parameter: auto, always, never)."""
+    return sft == "always" or (sft == "auto" and train_path(iteration, files) is not None)
+
+
+def train_path(iteration: int, files: Collection[str]) -> str | None:
+    """The SFT data of an iteration, under its name or the reproduction's; where both are there, ift+eft wins."""
+    for template in (TRAIN, TRAIN_OLD):
+        if (path := template.format(k=iteration)) in files:
+            return path
+    return None
+
+
+def start_name(iteration: int) -> str:
+    """The checkpoint that iteration k starts from (the paper's M_t)."""
+    return "base" if iteration == 0 else f"M{iteration - 1}/dpo"
+
+
+def policy_name(iteration: int, sft: str, files: Collection[str]) -> str:
+    """The checkpoint that writes, answers, judges, and from which DPO starts in iteration k."""
+    return f"M{iteration}/sft" if has_sft(iteration, sft, files) else start_name(iteration)
+
+
+def checkpoint_path(name: str) -> str:
+    """The folder of a checkpoint: M0/sft -> M0/models/sft/final_checkpoint."""
+    model, _, kind = name.partition("/")
+    return f"{model}/models/{kind}/final_checkpoint"
+
+
+def chain(name: str, files: Collection[str], small: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
+    """The checkpoints to load for `name`, oldest first ("base" first when it starts from the base model), and the
+    base model's id where it is recorded.
+
+    An adapter without our metadata (the reproduction's) is taken to sit on the base model.
+    """
+    found: list[str] = []
+    base = None
+    current: str | None = name
+    while current is not None and current != "base":
+        folder = checkpoint_path(current)
+        if not any(path.startswith(folder + "/") for path in files):
+            raise UserError(_no_checkpoint(current, files))
+        if current in found:
+            raise UserError(f"checkpoint {current} is its own parent in {folder}/self_reward.json; train it again")
+        found.insert(0, current)
+        metadata = json.loads(small.get(f"{folder}/self_reward.json", b"{}"))
+        base = metadata.get("base_model") or base
+        if metadata.get("finetune", "lora" if f"{folder}/adapter_config.json" in files else "full") == "full":
+            return tuple(found), base
+        current = metadata.get("parent") or "base"
+    return ("base", *found), base
+
+
+def _no_checkpoint(name: str, files: Collection[str]) -> str:
+    there = sorted({p.split("/models/")[0] + "/" + p.split("/")[2] for p in files if "/final_checkpoint/" in p})
+    model, _, kind = name.partition("/")
+    start = int(model[1:]) if model[1:].isdigit() else 0
+    return (
+        f"checkpoint {name} is not there; the data repository has {', '.join(there) or 'none'}. "
+        f"Make it with ./self-reward.sh stages BASE_MODEL {model} --iterations 1"
+        if kind in ("sft", "dpo") and model[:1] == "M" and start >= 0
+        else f"{name!r} names no checkpoint; expected policy, base, or a name such as M0/sft or M0/dpo"
+    )
+
+
+def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> Inputs:
+    """What `stage` reads and writes with these parameters, given the files of the data repository.
+
+    Raises UserError with everything that is missing, and the command that makes it.
+    """
+    k = parameters.iteration
+    if stage == "04_gen_preferences":
+        return Inputs(
+            _required({"scores": SCORES}, {"scores": "03_gen_scores"}, k, files),
+            {"preferences": PREFERENCES.format(k=k)},
+        )
+    needs = _Needs(parameters, files, small)
+    if stage == "00_sft":
+        if not has_sft(k, parameters.sft, files):
+            return Inputs({}, {}, nothing_to_do=f"M{k} has no SFT; its policy is {start_name(k)}")
+        train = train_path(k, files)
+        if train is None:
+            raise UserError(
+                f"sft is always, but neither {TRAIN.format(k=k)} nor {TRAIN_OLD.format(k=k)} is in the data repository"
+            )
+        needs.paths["train"] = train
+        needs.held_out()
+        needs.text("rubric", parameters.rubric)
+        needs.text("chat_template", parameters.chat_template)
+        needs.checkpoint("start", start_name(k))
+        return needs.inputs({"sft": SFT.format(k=k)})
+    if stage == "01_gen_prompts":
+        policy = policy_name(k, parameters.sft, files)
+        needs.seeds(k)
+        needs.held_out()
+        for earlier in range(k):
+            if (path := PROMPTS.format(k=earlier)) in files:
+                needs.paths[f"prompts:M{earlier}"] = path
+        needs.text("prompt_template", parameters.prompt_template)
+        needs.checkpoint("policy", policy if parameters.prompt_model == "policy" else parameters.prompt_model)
+        return needs.inputs({"prompts": PROMPTS.format(k=k)})
+    if stage == "02_gen_responses":
+        needs.paths |= _required({"prompts": PROMPTS}, {"prompts": "01_gen_prompts"}, k, files)
+        needs.checkpoint("policy", policy_name(k, parameters.sft, files))
+        return needs.inputs({"responses": RESPONSES.format(k=k)})
+    if stage == "03_gen_scores":
+        needs.paths |= _required({"responses": RESPONSES}, {"responses": "02_gen_responses"}, k, files)
+        needs.text("rubric", parameters.rubric)
+        needs.checkpoint("policy", policy_name(k, parameters.sft, files))
+        return needs.inputs({"scores": SCORES.format(k=k)})
+    if stage == "05_dpo":
+        needs.paths |= _required({"preferences": PREFERENCES}, {"preferences": "04_gen_preferences"}, k, files)
+        if parameters.eft_replay > 0:
+            needs.judging_examples(k)
+            needs.text("rubric", parameters.rubric)
+        needs.checkpoint("policy", policy_name(k, parameters.sft, files))
+        return needs.inputs({"dpo": DPO.format(k=k)})
+    if stage == "06_evaluate":
+        outputs = {}
+        if k == 0 and has_sft(0, parameters.sft, files):
+            needs.checkpoint("M0/sft", "M0/sft")
+            outputs["eval_of_sft"] = EVAL_OF_SFT.format(k=k)
+        needs.checkpoint(f"M{k}/dpo", f"M{k}/dpo")
+        outputs["eval_of_dpo"] = EVAL_OF_DPO.format(k=k)
+        needs.held_out()
+        train = train_path(0, files)
+        if train is not None and not {"eval_prompts", "eval_eft"} <= set(needs.paths):
+            needs.paths["train"] = train
+        needs.text("rubric", parameters.rubric)
+        return needs.inputs(outputs)
+    if stage == "07_export":
+        if not parameters.export_merged:
+            return Inputs({}, {}, nothing_to_do="export_merged is false")
+        needs.checkpoint(f"M{k}/dpo", f"M{k}/dpo")
+        return needs.inputs({"merged": MERGED.format(k=k)})
+    raise ValueError(f"no stage {stage}")
+
+
+def missing_for_run(parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> list[str]:
+    """What the user must still provide before iteration `start_iteration` can begin, all of it."""
+    start = parameters.start_iteration
+    needs = _Needs(parameters, files, small)
+    needs.checkpoint("start", start_name(start))
+    if start == 0 and parameters.sft != "never" and train_path(0, files) is None:
+        needs.problems.append(
+            f"{TRAIN.format(k=0)} is not in the data repository; it holds the SFT data, one JSON object a line: "
+            "prompt, response, source (ift or eft). For a model that can already follow instructions and judge, "
+            "set sft: never"
+        )
+    needs.seeds(start)
+    needs.text("rubric", parameters.rubric)
+    needs.text("chat_template", parameters.chat_template)
+    needs.text("prompt_template", parameters.prompt_template)
+    if not re.fullmatch(r"policy|base|M\d+/(sft|dpo)", parameters.prompt_model):
+        needs.problems.append(
+            f"prompt_model = {parameters.prompt_model}: expected policy, base, or a checkpoint such as M0/sft"
+        )
+    try:
+        needs.inputs({})
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def _required(paths: dict[str, str], made_by: dict[str, str], k: int, files: Collection[str]) -> dict[str, str]:
+    found = {name: path.format(k=k) for name, path in paths.items()}
+    missing = [
+        f"{path} is not in the data repository; make it with stages/{made_by[name]}.py --iteration {k}"
+        for name, path in found.items()
+        if path not in files
+    ]
+    if missing:
+        raise UserError(missing)
+    return found
+
+
+class _Needs:
+    """Collects the inputs of one stage, and every problem on the way."""
+
+    def __init__(self, parameters: Any, files: Collection[str], small: Mapping[str, bytes]):
+        self.parameters, self.files, self.small = parameters, files, small
+        self.paths: dict[str, str] = {}
+        self.chains: dict[str, tuple[str, ...]] = {}
+        self.recorded_base: str | None = None
+        self.problems: list[str] = []
+
+    def inputs(self, outputs: dict[str, str]) -> Inputs:
+        if any(chain[0] == "base" for chain in self.chains.values()):
+            base = self.parameters.base_model
+            if base is None and (self.recorded_base is None or self.recorded_base.startswith(("path:", "oxen:"))):
+                self.problems.append("base_model is not set; give --base_model (a hub id, a folder, or oxen:<path>)")
+            elif base is not None and base.startswith("oxen:"):
+                folder = base.removeprefix("oxen:").strip("/")
+                if any(path.startswith(folder + "/") for path in self.files):
+                    self.paths["base"] = folder
+                else:
+                    self.problems.append(f"base_model {base}: no folder {folder} in the data repository")
+        if self.problems:
+            raise UserError(self.problems)
+        return Inputs(self.paths, outputs, self.chains, self.recorded_base)
+
+    def checkpoint(self, role: str, name: str) -> None:
+        try:
+            names, base = ("base",), None
+            if name != "base":
+                names, base = chain(name, self.files, self.small)
+        except UserError as error:
+            self.problems += error.problems
+            return
+        self.chains[role] = names
+        self.recorded_base = self.recorded_base or base
+        for one in names:
+            if one != "base":
+                self.paths[f"checkpoint:{one}"] = checkpoint_path(one)
+
+    def text(self, name: str, value: str) -> None:
+        """A built-in name (without a slash or dot) needs no file; anything else is a path in the data repository."""
+        if "/" not in value and "." not in value:
+            return
+        if value in self.files:
+            self.paths[name] = value
+        else:
+            self.problems.append(f"{name} = {value}: no such file in the data repository, and no built-in name")
+
+    def held_out(self) -> None:
+        for name, path in (("eval_prompts", EVAL_PROMPTS), ("eval_eft", EVAL_EFT)):
+            if path in self.files:
+                self.paths[name] = path
+
+    def seeds(self, k: int) -> None:
+        """Seed prompts: ift.jsonl of this iteration or the last one that has it, else the IFT rows of ift+eft."""
+        for i in range(k, -1, -1):
+            if (path := SEEDS.format(k=i)) in self.files:
+                self.paths["seeds"] = path
+                return
+        for i in range(k, -1, -1):
+            if (train := train_path(i, self.files)) is not None:
+                self.paths["seeds"] = train
+                return
+        self.problems.append(
+            f"{SEEDS.format(k=k)} is not in the data repository, nor is that of an earlier iteration; it holds the "
+            "prompts that new ones are modelled on, one JSON object a line: prompt, response"
+        )
+
+    def judging_examples(self, k: int) -> None:
+        for i in range(k, -1, -1):
+            if (train := train_path(i, self.files)) is not None:
+                self.paths["train"] = train
+                return
+        self.problems.append(
+            f"eft_replay > 0 needs judging examples: {TRAIN.format(k=0)} is not in the data repository"
+        )

@@ -1,0 +1,36 @@
+"""The held-out prompts and ranked responses: M0/eval where it is, else what `eval_fraction` kept out of the data."""
+
+from pathlib import Path
+
+from self_reward import examples, judge, prompts
+
+Ranked = list[tuple[str, list[tuple[str, float]]]]
+
+
+def read(
+    eval_prompts: Path | None,
+    eval_eft: Path | None,
+    train: Path | None,
+    *,
+    fraction: float,
+    rubric: str,
+    score_max: int,
+) -> tuple[list[str], Ranked]:
+    """(prompts to answer, groups of ranked responses to judge). Without M0/eval/eft.jsonl, held-out judgements of the
+    training data are grouped by prompt, each response ranked by the score that its judgement gives."""
+    rows = examples.read(train) if train is not None else []
+    if eval_prompts is None and eval_eft is None:
+        rows_prompts = [row.prompt for row in rows if row.source != "eft" and prompts.held_out(row.prompt, fraction)]
+    else:
+        rows_prompts = []
+    texts = examples.read_prompts(eval_prompts) if eval_prompts is not None else list(dict.fromkeys(rows_prompts))
+    if eval_eft is not None:
+        return texts, examples.read_ranked(eval_eft)
+    groups: dict[str, list[tuple[str, float]]] = {}
+    if eval_prompts is None:
+        for row in rows:
+            parts = judge.split_judge_prompt(rubric, row.prompt) if row.source == "eft" else None
+            score = judge.parse_score(row.response, 0, score_max)
+            if parts is not None and score is not None and prompts.held_out(parts[0], fraction):
+                groups.setdefault(parts[0], []).append((parts[1], score_max - score))
+    return texts, [(prompt, answers) for prompt, answers in groups.items() if len(answers) > 1]

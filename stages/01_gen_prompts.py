@@ -1,0 +1,74 @@
+"""01_gen_prompts: new prompts, written few-shot by `prompt_model` and filtered.
+
+Reads   M{k}/train/ift.jsonl (the seeds), earlier iterations' prompts, M0/eval (never to be repeated), the model
+Writes  M{k}/generated/prompts.jsonl
+Run     python stages/01_gen_prompts.py --data_repo DIR --base_model MODEL --iteration 0
+"""
+
+import sys
+
+from self_reward import artifacts, stage
+
+
+def work(p, run):
+    from self_reward import chat, examples, generation, jsonl, loading, new_prompts, prompts
+
+    held_out = loading.held_out_prompts(run)
+    fraction = 0.0 if held_out else p.eval_fraction
+    seeds = [row.prompt for row in examples.read(run.input("seeds")) if row.source != "eft"]
+    seeds = [text for text in dict.fromkeys(seeds) if text not in held_out and not prompts.held_out(text, fraction)]
+    earlier = [
+        row["prompt"]
+        for i in range(p.iteration)
+        if run.has(f"prompts:M{i}")
+        for row in jsonl.read(run.input(f"prompts:M{i}"), artifacts.PROMPT_COLUMNS)
+    ]
+    accept = prompts.PromptFilter(
+        [*seeds, *earlier, *sorted(held_out)],
+        similarity=p.prompt_similarity,
+        min_words=p.prompt_min_words,
+        max_words=p.prompt_max_words,
+        keywords=p.prompt_keywords,
+        pattern=p.prompt_pattern,
+    )
+    folder = loading.model_folder(run, p, "policy")
+    tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
+    sampler = loading.sampler(p, folder)
+
+    def ask(number: int, requests: list[str]) -> list[tuple[str, bool]]:
+        samples = generation.generate(
+            sampler,
+            [chat.prompt_ids(tokenizer, request) for request in requests],
+            n=1,
+            temperature=p.prompt_temperature,
+            top_p=p.prompt_top_p,
+            max_tokens=p.prompt_max_tokens,
+            stop_token_ids=chat.stop_token_ids(tokenizer),
+            seed=p.seed + 1_000_003 * number,
+            partial=run.partial / f"round-{number}",
+            progress=run.progress,
+        )
+        return [(sample.text, sample.finish_reason == "length") for (sample,) in samples]
+
+    written = new_prompts.write(
+        ask,
+        seeds,
+        accept,
+        template=loading.text(run, "prompt_template", p.prompt_template, prompts.builtin),
+        count=p.num_prompts,
+        seed_shots=p.prompt_seed_shots,
+        generated_shots=p.prompt_generated_shots,
+        max_requests=round(p.num_prompts * p.prompt_max_requests),
+        min_yield=p.min_prompt_yield,
+        seed=p.seed,
+    )
+    rows = [{"prompt_id": prompts.prompt_id(text), "prompt": text, "source": "generated"} for text in written.prompts]
+    run.counts["prompts"] = jsonl.write(run.output("prompts"), rows)
+    run.counts["requests"] = written.requests
+    run.counts["candidates"] = written.candidates
+    run.counts.update({f"rejected_{reason}": n for reason, n in written.reasons.most_common()})
+    run.details["rejected_samples"] = written.rejected
+
+
+if __name__ == "__main__":
+    sys.exit(stage.main("01_gen_prompts", work, __doc__))

@@ -1,0 +1,51 @@
+"""02_gen_responses: the policy answers each new prompt `responses_per_prompt` times.
+
+Reads   M{k}/generated/prompts.jsonl, the policy
+Writes  M{k}/generated/responses.jsonl
+Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --iteration 0
+"""
+
+import sys
+
+from self_reward import artifacts, stage
+
+
+def work(p, run):
+    from self_reward import chat, generation, jsonl, loading
+
+    prompts = list(jsonl.read(run.input("prompts"), artifacts.PROMPT_COLUMNS))
+    folder = loading.model_folder(run, p, "policy")
+    tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
+    sampler = loading.sampler(p, folder)
+    answers = generation.generate(
+        sampler,
+        [chat.prompt_ids(tokenizer, row["prompt"]) for row in prompts],
+        n=p.responses_per_prompt,
+        temperature=p.response_temperature,
+        top_p=p.response_top_p,
+        max_tokens=p.response_max_tokens,
+        stop_token_ids=chat.stop_token_ids(tokenizer),
+        seed=p.seed,
+        partial=run.partial,
+        progress=run.progress,
+    )
+    rows = [
+        {
+            "prompt_id": row["prompt_id"],
+            "response_id": f"{row['prompt_id']}-{i}",
+            "prompt": row["prompt"],
+            "completion": sample.text,
+            "finish_reason": sample.finish_reason,
+            "tokens": len(sample.token_ids),
+        }
+        for row, samples in zip(prompts, answers, strict=True)
+        for i, sample in enumerate(samples)
+    ]
+    run.counts["prompts"] = len(prompts)
+    run.counts["responses"] = jsonl.write(run.output("responses"), rows)
+    run.counts["truncated"] = sum(row["finish_reason"] == "length" for row in rows)
+    run.counts["tokens"] = sum(row["tokens"] for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(stage.main("02_gen_responses", work, __doc__))

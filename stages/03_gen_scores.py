@@ -1,0 +1,53 @@
+"""03_gen_scores: the policy judges each response `judge_votes` times by the rubric; the votes are averaged.
+
+Reads   M{k}/generated/responses.jsonl, the policy
+Writes  M{k}/generated/scores.jsonl
+Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iteration 0
+"""
+
+import sys
+
+from self_reward import artifacts, stage
+
+
+def work(p, run):
+    from self_reward import jsonl, judge, loading, scoring, stop
+
+    rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
+    responses = list(jsonl.read(run.input("responses"), artifacts.RESPONSE_COLUMNS))
+    folder = loading.model_folder(run, p, "policy")
+    tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
+    judgements = scoring.score(
+        loading.sampler(p, folder),
+        tokenizer,
+        [(row["prompt"], row["completion"]) for row in responses],
+        rubric=rubric,
+        votes=p.judge_votes,
+        temperature=p.judge_temperature,
+        top_p=p.judge_top_p,
+        max_tokens=p.judge_max_tokens,
+        forced=p.judge_forced_score,
+        low=p.score_min,
+        high=p.score_max,
+        seed=p.seed,
+        partial=run.partial,
+        progress=run.progress,
+    )
+    run.counts["responses"] = jsonl.write(
+        run.output("scores"),
+        (
+            {**row, "score": judged.score, "votes": judged.votes, "reasoning": judged.reasoning}
+            for row, judged in zip(responses, judgements, strict=True)
+        ),
+    )
+    votes = [vote for judged in judgements for vote in judged.votes]
+    readable = sum(vote is not None for vote in votes)
+    run.counts["votes"] = len(votes)
+    run.counts["unreadable_votes"] = len(votes) - readable
+    run.counts["unscored_responses"] = sum(judged.score is None for judged in judgements)
+    samples = [judged.reasoning[0] for judged in judgements if judged.score is None][:3]
+    run.stop(stop.parse_rate(readable, len(votes), min_parse_rate=p.min_parse_rate, samples=samples))
+
+
+if __name__ == "__main__":
+    sys.exit(stage.main("03_gen_scores", work, __doc__))

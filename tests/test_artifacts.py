@@ -1,0 +1,120 @@
+"""Which files a stage reads and writes, and what is said when they are missing."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from self_reward import artifacts, parameters
+from self_reward.errors import UserError
+
+USER_DATA = {"M0/train/ift.jsonl", "M0/train/ift+eft.jsonl", "M0/eval/prompts.jsonl", "M0/eval/eft.jsonl"}
+ORDER = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_gen_preferences", "05_dpo", "06_evaluate"]
+
+
+def p(stage, **values):
+    flags = [
+        word for name, value in {"base_model": "org/model", **values}.items() for word in (f"--{name}", str(value))
+    ]
+    return parameters.parse("plan", stage, flags, {})
+
+
+def adapter(parent):
+    return json.dumps({"finetune": "lora", "parent": parent, "base_model": "org/model@1"}).encode()
+
+
+def checkpoint(name, small, parent):
+    folder = artifacts.checkpoint_path(name)
+    small[f"{folder}/self_reward.json"] = adapter(parent)
+    return {f"{folder}/self_reward.json", f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
+
+
+def test_b6_the_loop_is_closed_every_stage_finds_what_the_stages_before_it_wrote():
+    """Runs the order of the loop over three iterations on names alone."""
+    files, small = set(USER_DATA), {}
+    for k in range(3):
+        for stage in ORDER:
+            needed = artifacts.inputs(stage, p(stage, iteration=k), files, small)
+            for path in needed.paths.values():
+                assert path in files or any(file.startswith(path + "/") for file in files), (stage, k, path)
+            for name, path in needed.outputs.items():
+                assert artifacts.ARTIFACTS[name].written_by == stage
+                assert path == artifacts.ARTIFACTS[name].path.format(k=k)
+                if name in ("sft", "dpo"):
+                    role = "start" if name == "sft" else "policy"
+                    parent = needed.chains[role][-1]
+                    files |= checkpoint(f"M{k}/{name}", small, None if parent == "base" else parent)
+                else:
+                    files.add(path)
+    assert artifacts.chain("M2/dpo", files, small) == (("base", "M0/sft", "M0/dpo", "M1/dpo", "M2/dpo"), "org/model@1")
+
+
+def test_what_a_stage_reads_is_what_the_table_says():
+    files, small = set(USER_DATA), {}
+    for stage in ORDER:
+        needed = artifacts.inputs(stage, p(stage, iteration=0, eft_replay=0.1), files, small)
+        for path in needed.paths.values():
+            owners = [a for a in artifacts.ARTIFACTS.values() if a.path.format(k=0) == path]
+            assert owners and stage in owners[0].read_by, (stage, path)
+        for name, path in needed.outputs.items():
+            files |= checkpoint(f"M0/{name}", small, None) if name in ("sft", "dpo") else {path}
+
+
+@pytest.mark.parametrize(
+    "iteration, sft, files, expected",
+    [
+        (0, "auto", USER_DATA, "M0/sft"),
+        (0, "never", USER_DATA, "base"),
+        (0, "auto", set(), "base"),
+        (1, "auto", USER_DATA, "M0/dpo"),
+        (1, "auto", {*USER_DATA, "M1/train/ift_eft.jsonl"}, "M1/sft"),
+        (1, "always", USER_DATA, "M1/sft"),
+        (2, "never", {*USER_DATA, "M2/train/ift+eft.jsonl"}, "M1/dpo"),
+    ],
+)
+def test_the_policy_of_an_iteration(iteration, sft, files, expected):
+    assert artifacts.policy_name(iteration, sft, files) == expected
+
+
+def test_of_both_train_files_the_current_name_wins():
+    assert artifacts.train_path(0, {"M0/train/ift_eft.jsonl"}) == "M0/train/ift_eft.jsonl"
+    assert artifacts.train_path(0, {"M0/train/ift_eft.jsonl", "M0/train/ift+eft.jsonl"}) == "M0/train/ift+eft.jsonl"
+
+
+def test_a_full_checkpoint_ends_the_chain_and_a_reproductions_adapter_sits_on_the_base():
+    full = {"M0/models/sft/final_checkpoint/model.safetensors"}
+    assert artifacts.chain("M0/sft", full, {}) == (("M0/sft",), None)
+    old = {"M0/models/sft/final_checkpoint/adapter_config.json"}
+    assert artifacts.chain("M0/sft", old, {}) == (("base", "M0/sft"), None)
+
+
+def test_a_missing_iteration_is_named_with_what_is_there_and_the_command_that_makes_it():
+    small = {}
+    files = USER_DATA | checkpoint("M0/sft", small, None)
+    with pytest.raises(UserError) as caught:
+        artifacts.inputs("02_gen_responses", p("", iteration=2), files | {"M2/generated/prompts.jsonl"}, small)
+    assert "M1/dpo is not there; the data repository has M0/sft" in caught.value.problems[0]
+    assert "./self-reward.sh stages BASE_MODEL M1" in caught.value.problems[0]
+
+
+def test_all_that_a_run_lacks_is_said_at_once():
+    lacking = p("", rubric="rubrics/mine.txt", chat_template="t.jinja", prompt_model="gpt")
+    lacking = SimpleNamespace(**{**lacking.model_dump(), "base_model": None})
+    text = "\n".join(artifacts.missing_for_run(lacking, set(), {}))
+    for word in (
+        "base_model is not set",
+        "M0/train/ift+eft.jsonl",
+        "M0/train/ift.jsonl",
+        "rubric",
+        "chat_template",
+        "gpt",
+    ):
+        assert word in text
+    assert artifacts.missing_for_run(p(""), USER_DATA, {}) == []
+
+
+def test_a_base_model_in_the_data_repository_is_an_input():
+    files = {*USER_DATA, "models/base/model.safetensors"}
+    assert artifacts.inputs("00_sft", p("", base_model="oxen:models/base"), files, {}).paths["base"] == "models/base"
+    with pytest.raises(UserError, match="no folder models/other"):
+        artifacts.inputs("00_sft", p("", base_model="oxen:models/other"), files, {})

@@ -1,0 +1,70 @@
+import pytest
+
+from self_reward import examples, held_out, jsonl, judge, prompts, sft_data
+from self_reward.errors import UserError
+from self_reward.examples import Example
+
+RUBRIC = "judge <response>{response}</response> for {prompt}. Score: <total points>"
+
+
+def test_b5_answers_are_read_under_either_column_name(tmp_path):
+    path = tmp_path / "t.jsonl"
+    jsonl.write(path, [{"prompt": "a", "completion": "b"}, {"prompt": "c", "response": "d", "source": "eft"}])
+    assert examples.read(path) == [Example("a", "b", "ift"), Example("c", "d", "eft")]
+
+
+def test_bad_examples_are_all_named(tmp_path):
+    path = tmp_path / "t.jsonl"
+    empty = {"prompt": " ", "response": "x"}
+    jsonl.write(path, [empty, {"prompt": "a"}, {"prompt": "a", "response": 1}, {"prompt": "a", "response": " "}])
+    with pytest.raises(UserError) as caught:
+        examples.read(path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [f"t.jsonl row {i}" for i in (1, 2, 3, 4)]
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_text("")
+    with pytest.raises(UserError, match="has no rows"):
+        examples.read(tmp_path / "t.jsonl")
+
+
+def test_ranked_responses_need_text_and_rank(tmp_path):
+    path = tmp_path / "eft.jsonl"
+    good = {"prompt": "a", "responses": [{"text": "x", "rank": 0}, {"text": "y", "rank": 1}]}
+    jsonl.write(path, [good])
+    assert examples.read_ranked(path) == [("a", [("x", 0.0), ("y", 1.0)])]
+    jsonl.write(path, [good, {"prompt": "a", "responses": [{"text": "x"}, {"text": "y", "rank": True}]}])
+    with pytest.raises(UserError, match="row 2"):
+        examples.read_ranked(path)
+
+
+def eft(prompt, score, response="r"):
+    return Example(judge.judge_prompt(RUBRIC, prompt, response), f"fine. Score: {score}", "eft")
+
+
+def test_held_out_prompts_are_kept_from_sft_in_both_forms():
+    rows = [Example("seen", "x", "ift"), Example("hidden", "x", "ift"), eft("seen", 3), eft("hidden", 4)]
+    kept, counts = sft_data.select(rows, rubric=RUBRIC, held_out={"hidden"}, held_out_fraction=0.0)
+    assert kept == [rows[0], rows[2]]
+    assert counts == {"ift": 1, "eft": 1, "held_out": 2}
+
+
+def test_judgements_that_do_not_have_the_rubrics_form_are_refused():
+    rows = [Example("a", "x", "ift"), Example("how good is it?", "Score: 3", "eft")]
+    with pytest.raises(UserError, match="1 of 2 examples have source eft.*--rubric.*how good is it"):
+        sft_data.select(rows, rubric=RUBRIC, held_out=set(), held_out_fraction=0.0)
+
+
+def test_without_an_eval_folder_a_fraction_is_held_out_of_training_and_measured_on(tmp_path):
+    path = tmp_path / "t.jsonl"
+    texts = [f"prompt {i}" for i in range(200)]
+    rows = [Example(text, "x", "ift") for text in texts]
+    rows += [eft(text, score, f"r{score}") for text in texts for score in (1, 4)]
+    jsonl.write(path, [{"prompt": r.prompt, "response": r.response, "source": r.source} for r in rows])
+    kept, _ = sft_data.select(rows, rubric=RUBRIC, held_out=set(), held_out_fraction=0.2)
+    asked, groups = held_out.read(None, None, path, fraction=0.2, rubric=RUBRIC, score_max=5)
+    trained = {row.prompt for row in kept if row.source == "ift"}
+    assert 20 < len(asked) < 60
+    assert not trained & set(asked) and trained | set(asked) == set(texts)
+    assert {prompt for prompt, _ in groups} == set(asked) == {text for text in texts if prompts.held_out(text, 0.2)}
+    assert groups[0][1] == [("r1", 4.0), ("r4", 1.0)]  # rank: the best scored is lowest

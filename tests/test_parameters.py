@@ -1,0 +1,149 @@
+"""Parameters: every source, every problem at once, nothing read from anywhere else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from self_reward import parameters
+from self_reward.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+def problems_of(*argv, stage="03_gen_scores", environment=None):
+    with pytest.raises(UserError) as caught:
+        parameters.parse(stage, "doc", list(argv), environment or {})
+    return caught.value.problems
+
+
+def environment(**values):
+    return {parameters.ENVIRONMENT: json.dumps([{"name": name, "value": value} for name, value in values.items()])}
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_environment(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("judge_votes: 7\njudge_top_p: 0.5\n")
+    given = environment(judge_votes="5", judge_top_p="0.4", judge_temperature="0.3", beta="0.2")
+    p = parameters.parse("03_gen_scores", "", ["--parameter_file", str(file), "--judge_votes", "9"], given)
+    assert (p.judge_votes, p.judge_top_p, p.judge_temperature) == (9, 0.5, 0.3)
+
+
+def test_every_problem_of_every_source_is_reported_at_once(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("jugde_votes: 7\n")
+    found = problems_of(
+        "--parameter_file", str(file), "--judge_vote", "1", "--judge_top_p", "2", "--beta", "1",
+        environment=environment(iteration="x", btea="1"),
+    )  # fmt: skip
+    text = "\n".join(found)
+    assert len(found) == 6
+    assert "jugde_votes" in text and "did you mean judge_votes?" in text and str(file) in text
+    assert "--judge_vote;" in text
+    assert "btea" in text and "did you mean beta?" in text
+    assert "judge_top_p = '2' (from --judge_top_p): must be less than or equal to 1" in text
+    assert "iteration = 'x' (from SELF_REWARD_PARAMETERS): must be a valid integer" in text
+    assert "--beta is no parameter of this stage, but of plan, 05_dpo" in text
+
+
+def test_a_name_given_twice_with_two_values_is_refused():
+    twice = {parameters.ENVIRONMENT: '[{"name": "seed", "value": "1"}, {"name": "seed", "value": "2"}]'}
+    assert "gives seed twice" in problems_of(environment=twice)[0]
+
+
+@pytest.mark.parametrize("text", ["not json", '{"a": 1}', "[1]", '[{"value": 1}]'])
+def test_a_broken_environment_is_named(text):
+    assert parameters.ENVIRONMENT in problems_of(environment={parameters.ENVIRONMENT: text})[0]
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "- 1\n", b"\xff\xfe"])
+def test_a_broken_parameter_file_is_named(tmp_path, content):
+    file = tmp_path / "broken.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "broken.yaml" in problems_of("--parameter_file", str(file))[0]
+
+
+def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_read():
+    given = environment(prompt_pattern="", max_model_len="null") | {"SEED": "7", "seed": "7"}
+    p = parameters.parse("01_gen_prompts", "", ["--prompt_keywords", '["a", "b"]'], given)
+    assert (p.prompt_pattern, p.max_model_len, p.prompt_keywords, p.seed) == (None, None, ["a", "b"], 0)
+
+
+@pytest.mark.parametrize(
+    "stage, argv, expected",
+    [
+        ("02_gen_responses", ["--responses_per_prompt", "1"], "greater than or equal to 2"),
+        ("03_gen_scores", ["--score_min", "5", "--score_max", "3"], "score_min = 5 is above score_max = 3"),
+        ("03_gen_scores", ["--score_min", "5", "--score_max", "5"], "tells nothing apart"),
+        ("03_gen_scores", ["--judge_temperature", "0"], "set judge_votes to 1"),
+        ("00_sft", ["--sft_learning_rate", "1e-7"], "sft_min_learning_rate = 1.1e-06 is above"),
+        ("05_dpo", ["--dpo_batch_size", "15", "--dpo_micro_batch_size", "2"], "not a multiple"),
+        ("01_gen_prompts", ["--prompt_min_words", "9", "--prompt_max_words", "3"], "is above prompt_max_words"),
+        ("01_gen_prompts", ["--prompt_pattern", "("], "no regular expression"),
+        ("plan", ["--iterations", "91"], "less than or equal to 90"),
+    ],
+)  # fmt: skip
+def test_contradictions_and_bounds_are_refused(stage, argv, expected):
+    assert any(expected in problem for problem in problems_of(*argv, stage=stage))
+
+
+def test_the_key_leaves_out_what_does_not_affect_the_output():
+    def key(*argv):
+        return parameters.key_parameters(parameters.parse("03_gen_scores", "", list(argv), {}))
+
+    assert key("--data_repo", "x", "--force", "--cache_dir", "y", "--base_model", "z", "--generate_gpus", "2") == key()
+    assert key("--judge_votes", "4") != key()
+    assert key("--seed", "1") != key()
+    assert key("--iteration", "1") != key()
+
+
+def test_what_plan_hands_on_is_read_back_equal():
+    plan = parameters.parse("plan", "", ["--prompt_keywords", '["é"]', "--beta", "0.3", "--prompt_pattern", "a'b"], {})
+    text = parameters.as_environment(plan, sorted(plan.model_fields_set))
+    assert parameters.parse("plan", "", [], {parameters.ENVIRONMENT: text}) == plan
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_valid_for_every_stage_and_hold_nothing_of_one_run(preset):
+    content = yaml.safe_load(preset.read_text())
+    for stage in parameters.STAGES:
+        parameters.parse(stage, "", ["--parameter_file", str(preset)], {})
+    assert not {"iterations", "start_iteration", "data_repo", "base_model"} & set(content)
+
+
+def test_the_paper_preset_has_the_papers_numbers():
+    """arXiv 2401.10020, sections 2.2, 2.4 and 3.1.2."""
+    p = parameters.parse("plan", "", ["--parameter_file", str(ROOT / "presets/paper.yaml")], {})
+    assert (p.sft_learning_rate, p.sft_min_learning_rate, p.sft_batch_size, p.sft_dropout) == (5.5e-6, 1.1e-6, 16, 0.1)
+    assert (p.dpo_learning_rate, p.dpo_min_learning_rate, p.dpo_batch_size, p.dpo_dropout) == (1e-6, 1e-7, 16, 0.1)
+    assert (p.beta, p.responses_per_prompt, p.judge_votes, p.checkpoint_steps) == (0.1, 4, 3, 200)
+    assert (p.response_temperature, p.response_top_p, p.prompt_temperature, p.prompt_top_p) == (0.7, 0.9, 0.6, 0.9)
+    assert (p.prompt_seed_shots, p.prompt_generated_shots, p.prompt_similarity) == (6, 2, 0.7)
+    assert (p.sft_finetune, p.dpo_finetune, p.nll_weight, p.score_min, p.score_max) == ("full", "full", 0, 0, 5)
+
+
+def test_every_parameter_has_a_meaning_and_one_definition():
+    for name, field in parameters.Plan.model_fields.items():
+        assert field.description, name
+        defaults = {repr(m.model_fields[name].default) for m in parameters.STAGES.values() if name in m.model_fields}
+        assert len(defaults) == 1, f"{name} has two defaults: {defaults}"
+
+
+def test_docs_are_generated_from_the_parameters():
+    assert (ROOT / "docs/parameters.md").read_text() == parameters.markdown(), "docs/parameters.md: run make docs"
+
+
+def test_help_names_every_flag_with_its_default():
+    shown = subprocess.run(
+        [sys.executable, "-c", "from self_reward.parameters import parse; parse('05_dpo', 'Doc line.', ['--help'])"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert "Doc line." in shown.stdout
+    for name in parameters.Dpo.model_fields:
+        assert f"--{name}" in shown.stdout
