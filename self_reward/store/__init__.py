@@ -4,9 +4,14 @@ A store has three operations: `resolve` names a commit and lists its files, `pul
 repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 """
 
+import json
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from self_reward.errors import UserError
+
+if TYPE_CHECKING:
+    from self_reward.store.local import LocalStore
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,20 @@ class Snapshot:
 SMALL = (".manifest.json", "final_checkpoint/self_reward.json", "final_checkpoint/adapter_config.json")
 
 
-def open_store(data_repo: str, *, branch: str, lock_timeout: float, store_timeout: float):
+def open_store(data_repo: str, *, branch: str, lock_timeout: float, store_timeout: float) -> "LocalStore":
     """The store at `data_repo`, a folder. `lock_timeout` and `store_timeout` are seconds."""
     if "://" in data_repo:
         raise UserError(f"data_repo {data_repo}: remote repositories come later; give the path of a folder")
     from self_reward.store.local import LocalStore
 
     return LocalStore(data_repo, branch=branch, lock_timeout=lock_timeout, store_timeout=store_timeout)
+
+
+def recorded_sha256(small: dict[str, bytes]) -> dict[str, str]:
+    """SHA-256 by path of the files that stages wrote, from the manifests among `small`."""
+    found: dict[str, str] = {}
+    for path, content in small.items():
+        if path.endswith(".manifest.json"):
+            outputs = json.loads(content).get("outputs", {})
+            found |= {name: output["sha256"] for name, output in outputs.items()}
+    return found

@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def init(repo: str) -> None:
 
 
 def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
-    """Bring the branch up to date with the user's files and name the commit that `revision` means (None: the newest)."""
+    """Bring the branch up to date with the user's files and name the commit that `revision` means (None: newest)."""
     root, notes = Path(repo), list[str]()
     oxen, head = _begin(root, branch, notes)
     log = oxen.log()
@@ -202,8 +203,8 @@ def _switch(root: Path, oxen: Any, current: Any, branch: str, notes: list[str]) 
         if changed or missing:
             raise UserError(
                 f"the data repository shows branch {shown} with changes that are in no commit: "
-                f"{_some([*changed, *missing])}. Run once with --branch {current.name if current else 'NAME'} to commit "
-                f"them, or undo them, before using --branch {branch}"
+                f"{_some([*changed, *missing])}. Run once with --branch {shown} to commit them, or undo them, "
+                f"before using --branch {branch}"
             )
         target = next(b.commit_id for b in oxen.list_branches() if b.name == onto)
         to = _tree(root, oxen, target)
@@ -411,7 +412,7 @@ def _error(error: BaseException) -> dict[str, Any]:
     }
 
 
-OPERATIONS = {"init": init, "resolve": resolve, "push": push}
+OPERATIONS: dict[str, Callable[..., Any]] = {"init": init, "resolve": resolve, "push": push}
 
 
 def main(request_file: str, result_file: str) -> None:

@@ -9,6 +9,7 @@
 No Oxen here: everything is plain files, written whole and renamed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -47,18 +48,13 @@ def blob_path(repo: Path, blob: str) -> Path:
 def hash_file(path: Path, copy_to: Path | None = None) -> Entry:
     """Hash a file in one pass; the same pass writes its copy where `copy_to` is given."""
     sha256, blob, size = hashlib.sha256(), xxhash.xxh3_128(), 0
-    with open(path, "rb") as file:
-        copy = open(copy_to, "wb") if copy_to else None
-        try:
-            while block := file.read(1 << 20):
-                sha256.update(block)
-                blob.update(block)
-                size += len(block)
-                if copy:
-                    copy.write(block)
-        finally:
+    with open(path, "rb") as file, open(copy_to, "wb") if copy_to else contextlib.nullcontext() as copy:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            blob.update(block)
+            size += len(block)
             if copy:
-                copy.close()
+                copy.write(block)
     return Entry(size, sha256.hexdigest(), format(blob.intdigest(), "x"))
 
 

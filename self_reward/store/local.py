@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import SMALL, Commit, Snapshot, index
+from self_reward.store import SMALL, Commit, Snapshot, index, recorded_sha256
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
 
 _children: set[subprocess.Popen] = set()
@@ -191,16 +191,6 @@ class LocalStore:
             else "another process"
         )
         return f"data repository {self.root} is held by {who}; waited lock_timeout = {self.lock_timeout:g} s"
-
-
-def recorded_sha256(small: dict[str, bytes]) -> dict[str, str]:
-    """SHA-256 by path of the files that stages wrote, from the manifests among `small`."""
-    found: dict[str, str] = {}
-    for path, content in small.items():
-        if path.endswith(".manifest.json"):
-            outputs = json.loads(content).get("outputs", {})
-            found |= {name: output["sha256"] for name, output in outputs.items()}
-    return found
 
 
 def _commit(id: str, message: str) -> Commit:

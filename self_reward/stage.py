@@ -1,0 +1,475 @@
+"""What every stage does around its own work: parameters, inputs, skip-if-done, one commit, exit codes.
+
+A stage program is `sys.exit(stage.main(NAME, work, __doc__))` with `work(parameters, run)`. Its result is recognised by
+a key: a hash of the stage, its input files, the base model, and the parameters that affect its output. The key stands
+in the manifest `M{k}/<stage>.manifest.json` and in the commit message, so a stage that is run again finds its commit
+and loads nothing.
+
+Exit codes: 0 done, also when a stop rule fired; 2 the user must change something; 75 try again later; 1 a bug (with
+traceback); 143 ended by SIGTERM, with what is on disk kept. The last error also goes to the file $TERMINATION_LOG.
+No torch here.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import self_reward
+from self_reward import artifacts
+from self_reward import parameters as parameter_module
+from self_reward.errors import TryAgain, UserError
+from self_reward.store import Snapshot, index, open_store, recorded_sha256
+from self_reward.store.errors import Conflict
+
+VERSION = 1  # part of every key; raise it when a stage writes other content for the same inputs and parameters
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
+PROGRESS_SECONDS = 10.0
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+log = logging.getLogger("self_reward")
+
+
+class Run:
+    """What `work` is given beside the parameters.
+
+    `inputs`: what artifacts.py says the stage reads and writes; `base_id`: the base model as resolved, or None;
+    `partial`: a folder that survives a kill, for results from which the next try goes on; `counts`: numbers for the
+    summary, the commit message and the manifest; `details`: anything else for the manifest.
+    """
+
+    def __init__(
+        self, stage: str, inputs: artifacts.Inputs, base_id: str | None, store: Any, snapshot: Snapshot, folder: Path
+    ):
+        self.stage, self.inputs, self.base_id = stage, inputs, base_id
+        self.partial = folder / "partial"
+        self.counts: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
+        self.stopped = ""
+        self.log = log
+        self._store, self._snapshot, self._folder = store, snapshot, folder
+        self._pulled: set[str] = set()
+        self._progress = Progress()
+
+    def has(self, name: str) -> bool:
+        """Whether the data repository has the optional input `name`."""
+        return name in self.inputs.paths
+
+    def input(self, name: str) -> Path:
+        """The file or folder of the input `name`, copied out of the data repository and checked at its first use."""
+        path = self.inputs.paths[name]
+        if name not in self._pulled:
+            self._store.pull(self._snapshot, [path], self._folder / "inputs")
+            self._pulled.add(name)
+        return self._folder / "inputs" / path
+
+    def output(self, name: str) -> Path:
+        """Where to write the output `name`."""
+        path = self._folder / "outputs" / self.inputs.outputs[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """Show that `done` of `total` units `what` are finished."""
+        self._progress(done, total, what)
+
+    def stop(self, reason: str | None) -> None:
+        """Say that no later step should run, and why; None or '' says nothing."""
+        if reason:
+            self.stopped = reason
+            log.warning("stop: %s", reason)
+
+
+class Progress:
+    """A bar on a terminal, else a line every ten seconds at most; `N/M` in $ARGO_PROGRESS_FILE where it is set."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._bar_of: tuple[str, int] = ("", 0)
+        self._started: tuple[str, float] = ("", 0.0)
+        self._shown = 0.0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if sys.stderr.isatty():
+            self._draw(done, total, what)
+            if done < total and time.monotonic() - self._shown < 1:
+                return
+        elif time.monotonic() - self._shown < PROGRESS_SECONDS and not (done == total and self._shown):
+            return
+        else:
+            log.info("%s%d/%d%s", f"{what} " if what else "", done, total, self._left(done, total, what))
+        self._shown = time.monotonic()
+        if file := os.environ.get("ARGO_PROGRESS_FILE"):
+            Path(file).write_text(f"{done}/{total}")
+
+    def _draw(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar_of != (what, total):
+            if self._bar is not None:
+                self._bar.close()
+            self._bar, self._bar_of = tqdm(total=total, desc=what, file=sys.stderr, initial=done), (what, total)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
+
+    def _left(self, done: int, total: int, what: str) -> str:
+        now = time.monotonic()
+        if self._started[0] != what:
+            self._started = (what, now)
+            self._first = done
+        if done <= self._first or done >= total:
+            return ""
+        seconds = (now - self._started[1]) * (total - done) / (done - self._first)
+        return f", about {seconds:.0f} s left"
+
+
+def main(name: str, work: Callable[[Any, Run], None], doc: str | None) -> int:
+    """Run the stage `name`; returns its exit code."""
+    return guard(lambda: _run(name, work, doc or name), name)
+
+
+def guard(function: Callable[[], None], name: str = "plan") -> int:
+    """Call `function` and turn how it ends into an exit code, with its errors in words on standard error."""
+    _log_to_stderr(name)
+    _end_on_sigterm()
+    try:
+        function()
+    except UserError as error:
+        return _failed(2, "\n".join(f"error: {problem}" for problem in error.problems))
+    except TryAgain as error:
+        return _failed(75, f"try again: {error}")
+    except KeyboardInterrupt:
+        return _failed(130, "interrupted")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
+            return _failed(2, f"error: {error}")
+        if reason := _may_pass(error):
+            return _failed(75, f"try again: {reason}: {error}")
+        return _failed(1, f"a bug in self_reward {self_reward.__version__}:\n{traceback.format_exc()}")
+    return 0
+
+
+def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
+    started = time.monotonic()
+    p = parameter_module.parse(name, doc)
+    _write_small(p.stop_file, "")
+    store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
+    work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
+    if work_dir.is_relative_to(Path(p.data_repo).expanduser().resolve()):
+        raise UserError(f"work_dir {work_dir} is inside the data repository {p.data_repo}; choose a folder outside it")
+    snapshot = store.resolve(p.revision)
+    for note in snapshot.notes:
+        log.info("%s", note)
+    inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
+    label = f"M{p.iteration} {name}"
+    if inputs.nothing_to_do:
+        _finish(p, snapshot.commit, "")
+        print(f"{label}  nothing to do ({inputs.nothing_to_do})  (commit {snapshot.commit})")
+        return
+    base_id = _base_id(p, inputs, snapshot)
+    key = _key(name, p, inputs, base_id, snapshot)
+    manifest_path = f"M{p.iteration}/{name}.manifest.json"
+
+    if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
+        commit, manifest = found
+        if commit is None:
+            commit = _commit_again(store, snapshot, key, manifest_path, inputs, work_dir)
+        log.info("done already: %s", commit)
+        _finish(p, commit, manifest.get("stop", ""))
+        print(f"{label}  skipped  (commit {commit})")
+        return
+
+    _refuse_users_files(inputs, snapshot)
+    if snapshot.commit != snapshot.head:
+        raise Conflict(
+            f"branch {p.branch} has moved on: this stage starts from revision {snapshot.commit}, its head is "
+            f"{snapshot.head} ({snapshot.log[0].message.splitlines()[0]!r}). Leave --revision out to go on from the "
+            "head, or give each run a --branch of its own"
+        )
+    folder = work_dir / key
+    with _only_worker(folder):
+        shutil.rmtree(folder / "outputs", ignore_errors=True)
+        (folder / "partial").mkdir(parents=True, exist_ok=True)
+        run = Run(name, inputs, base_id, store, snapshot, folder)
+        log.info("started at commit %s, key %s", snapshot.commit, key[:12])
+        work(p, run)
+        outputs = {path: folder / "outputs" / path for path in inputs.outputs.values()}
+        if missing := [path for path, local in outputs.items() if not local.exists()]:
+            raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
+        seconds = round(time.monotonic() - started, 2)
+        manifest = _manifest(name, p, key, snapshot, inputs, run, seconds)
+        (folder / "outputs" / manifest_path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "outputs" / manifest_path).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        commit = store.push(
+            {**outputs, manifest_path: folder / "outputs" / manifest_path},
+            key=key,
+            message=f"{label}: {_in_words(run.counts)}",
+            expected_head=snapshot.head,
+        )
+        _finish(p, commit, run.stopped)
+        shutil.rmtree(folder, ignore_errors=True)
+    counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
+    print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
+
+
+def _base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
+    """The exact base model. A checkpoint's record wins over what its hub name means today."""
+    recorded = inputs.recorded_base
+    given = getattr(p, "base_model", None)
+    if not inputs.needs_base or given is None:
+        return recorded
+    if recorded and recorded.rpartition("@")[0] == given:
+        return recorded
+    from self_reward import base_model
+
+    resolved = base_model.resolve(
+        given,
+        trust_remote_code=p.trust_remote_code,
+        read_repository=lambda path: _hash_of(_files_of(path.strip("/"), snapshot)),
+        cache_dir=Path(p.cache_dir).expanduser(),
+    ).id
+    if recorded and resolved != recorded:
+        raise UserError(
+            f"base_model {given} is {resolved}, but the checkpoints of iteration {p.iteration} stand on {recorded}; "
+            "give that model, or another branch or data repository for a run from another base model"
+        )
+    return resolved
+
+
+def _files_of(path: str, snapshot: Snapshot) -> dict[str, str]:
+    """SHA-256 of the file `path`, or of all files of the folder `path`."""
+    return {name: sha for name, sha in snapshot.sha256.items() if name == path or name.startswith(path + "/")}
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _key(name: str, p: Any, inputs: artifacts.Inputs, base_id: str | None, snapshot: Snapshot) -> str:
+    return _hash_of(
+        {
+            "stage": name,
+            "version": VERSION,
+            "iteration": p.iteration,
+            "inputs": {role: _files_of(path, snapshot) for role, path in inputs.paths.items()},
+            "outputs": inputs.outputs,
+            "parameters": parameter_module.key_parameters(p),
+            "seed": p.seed,
+            "base_model": base_id if inputs.needs_base else None,
+        }
+    )
+
+
+def _done(
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, pinned: bool
+) -> tuple[str | None, dict[str, Any]] | None:
+    """Where the result with this key is: (commit, its manifest), or None. The commit is None when only an older commit
+    has it. With a pinned `--revision` the commit is the newest one known to hold the result, so that the next step,
+    pinned to it in turn, does not find the branch ahead of itself."""
+    if manifest := _manifest_with(snapshot, key, manifest_path):
+        own = next((c.id for c in snapshot.log if c.key == key), snapshot.commit)
+        return (snapshot.commit if pinned else own), manifest
+    order = [c.id for c in snapshot.log]
+    for commit in snapshot.log:
+        if commit.key == key:
+            if manifest := _manifest_with(store.resolve(commit.id), key, manifest_path):
+                # newer than a pinned --revision: an earlier try of this very step
+                newer = order.index(commit.id) < order.index(snapshot.commit)
+                return (commit.id if newer else None), manifest
+            return None
+    return None
+
+
+def _manifest_with(snapshot: Snapshot, key: str, manifest_path: str) -> dict[str, Any] | None:
+    manifest = json.loads(snapshot.small.get(manifest_path, b"{}"))
+    if manifest.get("key") != key:
+        return None
+    there = all(snapshot.sha256.get(path) == output["sha256"] for path, output in manifest["outputs"].items())
+    return manifest if there else None
+
+
+def _commit_again(
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, work_dir: Path
+) -> str:
+    """Bring the result that an older commit has to the head again."""
+    older = next(c for c in snapshot.log if c.key == key)
+    old = store.resolve(older.id)
+    folder = work_dir / key
+    with _only_worker(folder):
+        paths = [*inputs.outputs.values(), manifest_path]
+        store.pull(old, paths, folder / "again")
+        commit = store.push(
+            {path: folder / "again" / path for path in paths},
+            key=key,
+            message=f"{older.message} (again, from commit {older.id})",
+            expected_head=snapshot.head,
+        )
+        shutil.rmtree(folder / "again")
+        with contextlib.suppress(OSError):  # partial results of a later try stay
+            folder.rmdir()
+    return commit
+
+
+def _refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
+    """Nothing of the user's is overwritten: what no manifest lists is the user's."""
+    written = recorded_sha256(snapshot.small)
+    problems = [
+        f"{name} is there and was not written by a stage (no manifest lists it); move it out of the data repository, "
+        "or use another one"
+        for path in inputs.outputs.values()
+        for name in _files_of(path, snapshot)
+        if name not in written
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _manifest(
+    name: str, p: Any, key: str, snapshot: Snapshot, inputs: artifacts.Inputs, run: Run, seconds: float
+) -> dict[str, Any]:
+    import importlib.metadata
+
+    outputs = {}
+    for path in inputs.outputs.values():
+        local = run._folder / "outputs" / path
+        files = [f"{path}/{rest}" for rest in index.walk(local, skip_hidden=False)] if local.is_dir() else [path]
+        for file in files:
+            entry = index.hash_file(run._folder / "outputs" / file)
+            outputs[file] = {"sha256": entry.sha256, "size": entry.size}
+    versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "stage": name,
+        "iteration": p.iteration,
+        "key": key,
+        "read_at": snapshot.commit,
+        "inputs": {role: _files_of(path, snapshot) for role, path in inputs.paths.items()},
+        "base_model": run.base_id,
+        "parameters": parameter_module.key_parameters(p),
+        "seed": p.seed,
+        "versions": versions,
+        "outputs": outputs,
+        "counts": run.counts,
+        "details": run.details,
+        "stop": run.stopped,
+        "seconds": seconds,
+    }
+
+
+def _in_words(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3]) or "done"
+
+
+def _finish(p: Any, commit: str, stopped: str) -> None:
+    _write_small(p.stop_file, stopped)
+    _write_small(p.commit_file, commit)
+
+
+def _write_small(file: str | None, content: str) -> None:
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(content, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _only_worker(folder: Path) -> Iterator[None]:
+    """Two processes must not write the same partial results; the lock ends with its process."""
+    lock = folder.with_name(folder.name + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise TryAgain(f"process {file.read().strip()} is running this very stage ({lock})") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _log_to_stderr(name: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
+
+
+def _failed(code: int, text: str) -> int:
+    print(text, file=sys.stderr, flush=True)
+    if file := os.environ.get("TERMINATION_LOG"):
+        with contextlib.suppress(OSError):
+            Path(file).write_text(text[-4000:], encoding="utf-8")  # Kubernetes reads 4096 bytes
+    return code
+
+
+def _may_pass(error: BaseException) -> str:
+    """Why the same command may succeed later, or ''. Types are told by name: torch must not be imported for this."""
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno in FULL_DISK) or "No space left on device" in text:
+        return "the disk is full, free some space"
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return "the GPU's memory is too small for this batch, or used by another process"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return ""
+
+
+def _end_on_sigterm() -> None:
+    """Exit 143 on SIGTERM at once, even while the main thread is in a long call of a C library: a thread waits for the
+    byte that the signal's C handler writes."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: _end())
+
+    def watch() -> None:
+        while byte := os.read(reader, 1):
+            if byte[0] == signal.SIGTERM:
+                _end()
+
+    threading.Thread(target=watch, daemon=True, name="sigterm").start()
+
+
+def _end() -> None:
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)  # Oxen and engine processes; what they leave is repaired at the next start
+    with contextlib.suppress(BaseException):
+        _failed(143, "ended by SIGTERM; run again to go on from what is on disk")
+        sys.stdout.flush()
+    os._exit(143)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, file.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found

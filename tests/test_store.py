@@ -1,0 +1,358 @@
+"""The local store on real Oxen repositories."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from self_reward.errors import TryAgain, UserError
+from self_reward.store import Snapshot, index, open_store
+from self_reward.store.errors import Conflict, Corrupt, NotFound, from_oxen
+
+PROMPTS = "M0/generated/prompts.jsonl"
+MANIFEST = "M0/01_gen_prompts.manifest.json"
+
+
+@pytest.fixture
+def repo(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "M0/train").mkdir(parents=True)
+    (folder / "M0/train/ift.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    return folder
+
+
+def store_of(repo, branch="main", lock_timeout=20.0, store_timeout=60.0):
+    return open_store(str(repo), branch=branch, lock_timeout=lock_timeout, store_timeout=store_timeout)
+
+
+def push(store, folder: Path, files: dict[str, str], key="ab12", expected_head=None, manifest=None) -> str:
+    """Write `files` below `folder` and push them, each as one file, with a manifest that lists them."""
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).unlink(missing_ok=True)
+        (folder / path).write_text(content)
+    outputs = {path: {"sha256": index.hash_file(folder / path).sha256, "size": len(files[path])} for path in files}
+    manifest = manifest or MANIFEST
+    (folder / manifest).parent.mkdir(parents=True, exist_ok=True)
+    (folder / manifest).unlink(missing_ok=True)
+    (folder / manifest).write_text(json.dumps({"key": key, "outputs": outputs}))
+    return store.push(
+        {path: folder / path for path in [*files, manifest]},
+        key=key,
+        message=f"M0 test: {len(files)} files",
+        expected_head=expected_head or store.resolve().commit,
+    )
+
+
+def test_plain_folder_becomes_a_repository_and_user_data_is_committed_once(repo):
+    (repo / "rubrics").mkdir()
+    (repo / "rubrics/[odd]*name?.txt").write_text("{prompt} {response}")
+    (repo / ".hidden").write_text("nobody's data")
+    first = store_of(repo).resolve()
+    assert first.files == {"M0/train/ift.jsonl": 33, "rubrics/[odd]*name?.txt": 19}
+    assert [commit.message.split(":")[0] for commit in first.log] == ["user data"]
+    assert first.log[0].key is None
+    again = store_of(repo).resolve()
+    assert (again.commit, again.notes) == (first.commit, [])
+
+
+def test_push_shows_in_the_working_tree_and_pull_gives_the_bytes_back(repo, tmp_path):
+    store = store_of(repo)
+    commit = push(store, tmp_path / "out", {PROMPTS: "p\n" * 1000})
+    snapshot = store.resolve()
+    assert snapshot.commit == snapshot.head == commit
+    assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", "M0 test: 1 files")
+    assert (repo / PROMPTS).read_text() == "p\n" * 1000
+    assert (repo / PROMPTS).stat().st_mode & 0o777 == 0o644
+    assert json.loads(snapshot.small[MANIFEST])["key"] == "ab12"
+    pulled = store.pull(snapshot, ["M0/generated", "M0/train/ift.jsonl"], tmp_path / "in")
+    assert sorted(pulled) == [PROMPTS, "M0/train/ift.jsonl"]
+    assert (tmp_path / "in" / PROMPTS).read_text() == "p\n" * 1000
+    assert pulled[PROMPTS] == snapshot.sha256[PROMPTS] == index.hash_file(repo / PROMPTS).sha256
+
+
+def test_a_pushed_folder_replaces_the_old_one_and_the_old_commit_stays_readable(repo, tmp_path):
+    store, out = store_of(repo), tmp_path / "out/final_checkpoint"
+    (out / "deep").mkdir(parents=True)
+    (out / "adapter_model.safetensors").write_bytes(os.urandom(1000))
+    (out / "deep/old.json").write_text("{}")
+    path = "M0/models/sft/final_checkpoint"
+    first = store.push({path: out}, key="01", message="one", expected_head=store.resolve().commit)
+    (out / "deep/old.json").unlink()
+    (out / "deep").rmdir()
+    (out / "self_reward.json").write_text('{"finetune": "lora"}')
+    second = store.push({path: out}, key="02", message="two", expected_head=first)
+
+    now = store.resolve()
+    assert {f for f in now.files if f.startswith(path)} == {
+        f"{path}/adapter_model.safetensors",
+        f"{path}/self_reward.json",
+    }
+    assert now.commit == second and not (repo / path / "deep").exists()
+    assert now.small[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
+    old = store.resolve(first[:10])
+    assert (old.commit, old.head) == (first, second)
+    assert f"{path}/deep/old.json" in old.files
+    store.pull(old, [path], tmp_path / "in")
+    assert (tmp_path / "in" / path / "deep/old.json").read_text() == "{}"
+
+
+def test_a_commit_that_another_program_made_can_be_listed_and_read(repo, tmp_path):
+    store = store_of(repo)
+    first = store.resolve().commit
+    script = (
+        f"import oxen; r = oxen.Repo({str(repo)!r}); open({str(repo / 'M0/train/more.jsonl')!r}, 'w').write('x');"
+        f"r.add({str(repo / 'M0')!r}); r.commit('by hand')"
+    )
+    environment = {**os.environ, "OXEN_CONFIG_DIR": str(repo / ".oxen/self_reward/config")}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, stdout=subprocess.DEVNULL)
+    for tree in (repo / ".oxen/self_reward/trees").iterdir():
+        tree.unlink()
+    (repo / ".oxen/self_reward/stats.json").unlink()
+    snapshot = store.resolve()
+    assert sorted(snapshot.files) == ["M0/train/ift.jsonl", "M0/train/more.jsonl"]
+    assert [commit.message.split(":")[0] for commit in snapshot.log] == ["by hand", "user data"]
+    old = store.resolve(first)
+    assert sorted(old.files) == ["M0/train/ift.jsonl"]
+    assert list(store.pull(old, ["M0"], tmp_path / "in")) == ["M0/train/ift.jsonl"]
+    assert not (repo / ".oxen/self_reward/scratch").exists()
+
+
+def test_changed_removed_and_new_user_files_are_committed_first(repo):
+    store = store_of(repo)
+    first = store.resolve()
+    (repo / "M0/train/ift.jsonl").write_text('{"prompt": "c", "response": "d"}\n')  # the same size
+    (repo / "M0/eval").mkdir()
+    (repo / "M0/eval/prompts.jsonl").write_text("{}\n")
+    second = store.resolve()
+    assert second.commit != first.commit
+    assert second.sha256["M0/train/ift.jsonl"] != first.sha256["M0/train/ift.jsonl"]
+    assert "M0/eval/prompts.jsonl" in second.log[0].message
+    (repo / "M0/eval/prompts.jsonl").unlink()
+    third = store.resolve()
+    assert list(third.files) == ["M0/train/ift.jsonl"] and "(removed)" in third.log[0].message
+
+
+def test_a_file_rewritten_at_once_with_the_same_size_is_noticed(repo):
+    store = store_of(repo)
+    for content in ("1111", "2222", "3333"):
+        (repo / "M0/train/ift.jsonl").write_text(content)
+        snapshot = store.resolve()
+        assert snapshot.sha256["M0/train/ift.jsonl"] == index.hash_file(repo / "M0/train/ift.jsonl").sha256
+
+
+def test_a_changed_generated_file_is_named_with_both_hashes_and_comes_back_when_moved_away(repo, tmp_path):
+    store = store_of(repo)
+    push(store, tmp_path / "out", {PROMPTS: "good\n"})
+    good, head = index.hash_file(repo / PROMPTS).sha256, store.resolve().commit
+    (repo / PROMPTS).write_text("evil\n")
+    evil = index.hash_file(repo / PROMPTS).sha256
+    with pytest.raises(UserError) as error:
+        store.resolve()
+    assert PROMPTS in str(error.value) and good in str(error.value) and evil in str(error.value)
+    (repo / PROMPTS).unlink()
+    snapshot = store.resolve()
+    assert (repo / PROMPTS).read_text() == "good\n"
+    assert snapshot.commit == head and PROMPTS in " ".join(snapshot.notes)
+
+
+def test_damage_in_the_version_store_is_found_at_the_pull(repo, tmp_path):
+    store = store_of(repo)
+    push(store, tmp_path / "out", {PROMPTS: "good\n"})
+    snapshot = store.resolve()
+    blob = index.blob_path(repo, index.hash_file(repo / PROMPTS).blob)
+    blob.chmod(0o644)
+    blob.write_text("evil\n")
+    with pytest.raises(Corrupt) as error:
+        store.pull(snapshot, [PROMPTS], tmp_path / "in")
+    assert PROMPTS in str(error.value) and len(re.findall(r"\b[0-9a-f]{64}\b", str(error.value))) == 2
+    assert not (tmp_path / "in" / PROMPTS).exists()
+    blob.unlink()
+    with pytest.raises(Corrupt, match="found nothing"):
+        store.pull(snapshot, [PROMPTS], tmp_path / "in")
+
+
+def test_the_same_key_makes_one_commit_and_a_foreign_commit_is_a_conflict(repo, tmp_path):
+    store = store_of(repo)
+    start = store.resolve().commit
+    first = push(store, tmp_path / "out", {PROMPTS: "a\n"}, key="aa", expected_head=start)
+    assert push(store, tmp_path / "out", {PROMPTS: "a\n"}, key="aa", expected_head=start) == first
+    assert push(store, tmp_path / "out", {PROMPTS: "a\n"}, key="aa", expected_head=first) == first
+    with pytest.raises(Conflict) as error:
+        push(store, tmp_path / "out", {PROMPTS: "b\n"}, key="bb", expected_head=start)
+    assert first in str(error.value) and start in str(error.value)
+    assert len(store.resolve().log) == 2 and (repo / PROMPTS).read_text() == "a\n"
+
+
+def test_a_users_file_that_appears_in_the_way_is_not_overwritten(repo, tmp_path):
+    store = store_of(repo)
+    head = store.resolve().commit
+    (repo / PROMPTS).parent.mkdir(parents=True)
+    (repo / PROMPTS).write_text("mine\n")
+    with pytest.raises(Conflict, match=PROMPTS):
+        push(store, tmp_path / "out", {PROMPTS: "yours\n"}, expected_head=head)
+    assert (repo / PROMPTS).read_text() == "mine\n"
+
+
+def test_branches_are_made_from_main_and_switched_only_when_clean(repo, tmp_path):
+    main, other = store_of(repo), store_of(repo, branch="other")
+    start = main.resolve().commit
+    assert other.resolve().commit == start
+    mine = push(other, tmp_path / "out", {PROMPTS: "other\n"}, expected_head=start)
+    assert main.resolve().commit == start
+    assert not (repo / PROMPTS).exists() and (repo / "M0/train/ift.jsonl").exists()
+    (repo / "M0/train/ift.jsonl").write_text("changed")
+    with pytest.raises(UserError, match="branch main"):
+        other.resolve()
+    main.resolve()
+    assert other.resolve().commit == mine
+    assert (repo / PROMPTS).read_text() == "other\n" and (repo / PROMPTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_missing_repository_revision_and_path_say_what_to_do(repo, tmp_path):
+    with pytest.raises(NotFound, match="mkdir -p"):
+        store_of(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="M0/train"):
+        store_of(tmp_path / "empty")
+    (tmp_path / "empty/M0").mkdir()
+    with pytest.raises(UserError, match="holds no files"):
+        store_of(tmp_path / "empty").resolve()
+    with pytest.raises(UserError, match="remote"):
+        open_store("oxen://host/a/b", branch="main", lock_timeout=1, store_timeout=1)
+    store = store_of(repo)
+    snapshot = store.resolve()
+    with pytest.raises(NotFound, match=f"(?s)abcdef0.*{snapshot.commit[:12]}"):
+        store.resolve("abcdef0")
+    with pytest.raises(NotFound, match="M7/nothing"):
+        store.pull(snapshot, ["M7/nothing"], tmp_path / "in")
+
+
+def test_a_held_lock_ends_the_wait_and_says_who_and_since_when(repo):
+    store_of(repo).resolve()
+    script = (
+        "import sys, time; from self_reward.store.local import LocalStore\n"
+        f"with LocalStore({str(repo)!r}, branch='main', lock_timeout=1, store_timeout=1)._lock():\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    started = time.monotonic()
+    with pytest.raises(TryAgain) as error:
+        store_of(repo, lock_timeout=0.5).resolve()
+    assert f"process {holder.pid}" in str(error.value) and "since 20" in str(error.value)
+    assert 0.4 < time.monotonic() - started < 5
+    holder.kill()
+    holder.wait()
+    assert store_of(repo, lock_timeout=0.5).resolve().files  # the lock died with its process
+
+
+def test_many_processes_at_once_lose_nothing(repo, tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from self_reward.store import open_store\n"
+        "from self_reward.store.errors import Conflict\n"
+        f"store = open_store({str(repo)!r}, branch='main', lock_timeout=60, store_timeout=60)\n"
+        "local = Path(sys.argv[1]); local.write_text(sys.argv[2])\n"
+        "for _ in range(50):\n"
+        "    try: store.push({f'M0/x/{sys.argv[2]}': local}, key=sys.argv[2], message='x',"
+        " expected_head=store.resolve().commit); break\n"
+        "    except Conflict: pass\n"
+        "else: sys.exit(1)\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / f"f{i}"), f"{i:02x}"]) for i in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    snapshot = store_of(repo).resolve()
+    assert {f"M0/x/{i:02x}" for i in range(4)} < set(snapshot.files)
+    assert len(snapshot.log) == 5
+
+
+def test_an_operation_over_its_time_is_ended(repo):
+    with pytest.raises(TryAgain, match="store_timeout"):
+        store_of(repo, store_timeout=0.01).resolve()
+    assert store_of(repo).resolve().files
+
+
+def test_nothing_is_written_to_the_users_oxen_configuration(repo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OXEN_CONFIG_DIR", raising=False)
+    (tmp_path / "home").mkdir()
+    store_of(repo).resolve()
+    assert not list((tmp_path / "home").rglob("*"))
+    assert (repo / ".oxen/self_reward/config/user_config.toml").exists()
+
+
+def test_what_oxen_keeps_out_by_oxenignore_is_not_committed_nor_tried_for_ever(repo):
+    (repo / ".oxenignore").write_text("*.bak\n")
+    (repo / "M0/train/old.bak").write_text("x")
+    first = store_of(repo).resolve()
+    assert list(first.files) == ["M0/train/ift.jsonl"]
+    assert store_of(repo).resolve().commit == first.commit
+
+
+def test_oxens_texts_become_types():
+    assert isinstance(from_oxen("x: No space left on device (os error 28)"), TryAgain)
+    assert isinstance(from_oxen("While lock file: /r/refs/LOCK: Resource temporarily unavailable"), TryAgain)
+    assert isinstance(from_oxen("Authentication failed"), UserError)
+    assert from_oxen("something new") is None
+
+
+def test_a_sigkill_at_any_moment_is_repaired_by_the_next_run(repo, tmp_path):
+    """Each round: a process tree that resolves and pushes is killed at a random moment; then the same runs in peace."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[4])\n"
+        "from test_store import push, store_of\n"
+        "from pathlib import Path\n"
+        "store = store_of(sys.argv[1]); head = store.resolve()\n"
+        "if head.log[0].key != sys.argv[3]:\n"
+        "    n = int(sys.argv[3], 16)\n"
+        "    files = {f'M0/generated/{i}.jsonl': f'{n}-{i}\\n' * 50000 for i in range(n % 3 + 2)}\n"
+        "    push(store, Path(sys.argv[2]), files, key=sys.argv[3], expected_head=head.commit)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    rounds = int(os.environ.get("KILL_ROUNDS", "8"))
+    chance = random.Random(int(os.environ.get("KILL_SEED", "1")))
+    killed, duration = 0, 60.0
+    for number in range(rounds + 1):  # the first round is let live, to see how long one takes
+        key = f"{number + 16:x}"
+        (repo / "M0/train/ift.jsonl").write_text(f"round {number}\n" * 10000)  # user data to commit first
+        command = [sys.executable, "-c", script, str(repo), str(tmp_path / "out"), key, str(Path(__file__).parent)]
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            process.wait(timeout=chance.uniform(0.3, 1.0) * duration)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+        if number == 0:
+            duration = time.monotonic() - started
+        subprocess.run(command, env=environment, check=True)
+        _assert_whole(repo, [f"{n + 16:x}" for n in range(number + 1)])
+    assert killed >= rounds // 2
+
+
+def _assert_whole(repo: Path, keys: list[str]) -> None:
+    """One commit a key, all content there and right, nothing left over; looked at without what index.py remembers."""
+    for file in [*(repo / ".oxen/self_reward/trees").iterdir(), repo / ".oxen/self_reward/stats.json"]:
+        file.unlink(missing_ok=True)
+    snapshot: Snapshot = store_of(repo).resolve()
+    assert sorted(commit.key for commit in snapshot.log if commit.key) == sorted(keys)
+    assert snapshot.commit == snapshot.log[0].id and snapshot.log[0].key == keys[-1]
+    manifest = json.loads(snapshot.small[MANIFEST])
+    assert manifest["key"] == keys[-1]
+    for path, output in manifest["outputs"].items():
+        assert index.hash_file(repo / path).sha256 == output["sha256"] == snapshot.sha256[path]
+    assert sum(1 for commit in snapshot.log if not commit.key) == len(keys)
+    leftovers = [
+        p for p in repo.rglob("*") if "oxentmp" in p.name or index.TEMPORARY in p.name or ".oxen-new" in p.name
+    ]
+    assert not leftovers and not (repo / ".oxen/self_reward/journal.json").exists()
