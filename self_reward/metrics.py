@@ -1,0 +1,121 @@
+"""What is measured about judges and models, in plain Python."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+
+def judge_agreement(
+    groups: Sequence[tuple[Sequence[float | None], Sequence[float]]], perfect: float = 5
+) -> dict[str, float | int | None]:
+    """How far a judge agrees with people (paper section 3.2.2).
+
+    A group is one prompt: the judge's scores (None: unreadable) and the human ranks (0 = best, as in OASST) of its
+    responses. Unreadable responses are left out and counted (bug B14); a group counts from two readable responses with
+    two ranks on.
+
+    - pairwise_accuracy: share of pairs of different human rank that the judge orders the same way. A tie of the judge
+      is not the same way; tie_rate is the share of pairs that it ties.
+    - five_best: share of responses scored `perfect` that are the human's best among the group's readable ones.
+    - exact_match: share of groups in which every pair of different human rank is in the right order.
+    - spearman, kendall (tau-b): means over the groups; a group in which the judge gives one score to all counts as 0.
+
+    A share of nothing is None.
+    """
+    pairs = right = ties = fives = fives_best = exact = unparsed = responses = 0
+    spearmans: list[float] = []
+    kendalls: list[float] = []
+    for predicted, ranks in groups:
+        if len(predicted) != len(ranks):
+            raise ValueError(f"{len(predicted)} scores for {len(ranks)} ranks; expected one each")
+        responses += len(predicted)
+        readable = [(score, rank) for score, rank in zip(predicted, ranks, strict=True) if score is not None]
+        unparsed += len(predicted) - len(readable)
+        scores, human = [score for score, _ in readable], [-rank for _, rank in readable]
+        if len(set(human)) < 2:
+            continue
+        group_pairs = group_right = 0
+        for i in range(len(readable)):
+            for j in range(i):
+                if human[i] != human[j]:
+                    group_pairs += 1
+                    group_right += (scores[i] - scores[j]) * (human[i] - human[j]) > 0
+                    ties += scores[i] == scores[j]
+        pairs, right = pairs + group_pairs, right + group_right
+        exact += group_right == group_pairs
+        for score, rank in zip(scores, human, strict=True):
+            if score >= perfect - 1e-9:
+                fives += 1
+                fives_best += rank == max(human)
+        spearmans.append(correlation(_ranks(scores), _ranks(human)) or 0.0)
+        kendalls.append(_kendall(scores, human))
+    counted = len(spearmans)
+    return {
+        "pairwise_accuracy": right / pairs if pairs else None,
+        "tie_rate": ties / pairs if pairs else None,
+        "five_best": fives_best / fives if fives else None,
+        "exact_match": exact / counted if counted else None,
+        "spearman": statistics.fmean(spearmans) if counted else None,
+        "kendall": statistics.fmean(kendalls) if counted else None,
+        "pairs": pairs,
+        "fives": fives,
+        "groups": counted,
+        "responses": responses,
+        "unparsed": unparsed,
+    }
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's r; None for fewer than two points or where one side does not vary."""
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} values against {len(y)}; expected as many")
+    if len(x) < 2:
+        return None
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    dx, dy = [a - mean_x for a in x], [b - mean_y for b in y]
+    norm = math.sqrt(math.fsum(a * a for a in dx)) * math.sqrt(math.fsum(b * b for b in dy))
+    if norm == 0:
+        return None
+    return max(-1.0, min(1.0, math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / norm))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Rank of each value, from the lowest; equal values share the mean of their ranks."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
+    ]
+
+
+def _kendall(x: Sequence[float], y: Sequence[float]) -> float:
+    agree = ties_x = ties_y = total = 0
+    for i in range(len(x)):
+        for j in range(i):
+            sign = (x[i] - x[j]) * (y[i] - y[j])
+            agree += (sign > 0) - (sign < 0)
+            ties_x += x[i] == x[j]
+            ties_y += y[i] == y[j]
+            total += 1
+    norm = math.sqrt((total - ties_x) * (total - ties_y))
+    return agree / norm if norm else 0.0
+
+
+def mean_and_se(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and its standard error (sample standard deviation / sqrt(n)); None where there are too few values."""
+    if not values:
+        return None, None
+    if len(values) == 1:
+        return float(values[0]), None
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def length_stats(lengths: Sequence[int]) -> dict[str, float | int | None]:
+    """n, mean, median, least and most of lengths in tokens or characters."""
+    if not lengths:
+        return {"n": 0, "mean": None, "median": None, "min": None, "max": None}
+    return {
+        "n": len(lengths),
+        "mean": statistics.fmean(lengths),
+        "median": statistics.median(lengths),
+        "min": min(lengths),
+        "max": max(lengths),
+    }

@@ -1,0 +1,337 @@
+"""New prompts written by a model: the few-shot request, the tasks read from its answer, and what is refused (section
+2.3)."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from self_reward.errors import UserError
+
+_TEMPLATES = Path(__file__).parent / "prompt_templates"
+
+# Words of tasks that a text model cannot do: the list of Self-Instruct (arXiv 2212.10560).
+DEFAULT_KEYWORDS = (
+    *"image images graph graphs picture pictures file files map maps draw plot".split(),
+    *"video audio music flowchart diagram".split(),
+    "go to",
+)
+
+
+def builtin(name: str) -> str:
+    """The text of the built-in prompt template `name`. Raises UserError that lists the names there are."""
+    names = sorted(path.stem for path in _TEMPLATES.glob("*.txt"))
+    if name not in names:
+        raise UserError(
+            f"no built-in prompt template {name!r}; there is {', '.join(names)}; or name a file of the data repository"
+        )
+    return (_TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def prompt_id(prompt: str) -> str:
+    """16 hex digits of the SHA-256 of the prompt."""
+    return _digest(prompt).hex()[:16]
+
+
+def held_out(prompt: str, fraction: float) -> bool:
+    """Whether `prompt` belongs to the held-out `fraction` (0..1) of all prompts; depends on its text alone."""
+    return int.from_bytes(_digest(prompt)[8:16], "big") < fraction * 2**64
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+
+
+# ---- the request
+
+
+def choose_shots(
+    rng: Random, seeds: Sequence[str], generated: Sequence[str], seed_shots: int = 6, generated_shots: int = 2
+) -> list[str]:
+    """Examples for one request, in random order: the paper's 8 = 6 seeds + 2 generated ones; seeds where too few are
+    generated."""
+    if not seeds:
+        raise UserError("no seed prompts to show as examples; put prompts into M0/train/ift.jsonl")
+    new = rng.sample(generated, min(generated_shots, len(generated)))
+    shots = rng.sample(seeds, min(seed_shots + generated_shots - len(new), len(seeds))) + new
+    rng.shuffle(shots)
+    return shots
+
+
+def few_shot_prompt(template: str, examples: Sequence[str]) -> str:
+    """The request that shows `examples` and asks for new tasks.
+
+    `template` holds {examples} once and {next} (the number of the next task) at most once. Its first line may be
+    `# example: ...`, how one example is written, with {prompt} once and {number} at most once. One pass: braces in an
+    example stay as they are. Raises UserError on another template.
+    """
+    example_format = "Task {number}: {prompt}"
+    if template.startswith("# example:"):
+        line, _, template = template.partition("\n")
+        example_format = line.removeprefix("# example:").strip()
+    problems = []
+    if template.count("{examples}") != 1:
+        problems.append(f"the prompt template has {{examples}} {template.count('{examples}')} times, expected once")
+    if example_format.count("{prompt}") != 1:
+        problems.append(f"the template's example line {example_format!r} must have {{prompt}} once")
+    if problems:
+        raise UserError(problems)
+    shown = "\n".join(
+        re.sub(
+            r"\{(?:prompt|number)\}", lambda m, e=example, n=number: e if m[0] == "{prompt}" else str(n), example_format
+        )  # type: ignore[misc]
+        for number, example in enumerate(examples, 1)
+    )
+    filled = re.sub(
+        r"\{(?:examples|next)\}", lambda match: shown if match[0] == "{examples}" else str(len(examples) + 1), template
+    )
+    return filled.strip()
+
+
+# ---- the answer
+
+_LEAD = r"^[ \t]{0,8}(?:[*_#>]{1,4}[ \t]{0,3})?"
+_TASK = re.compile(
+    _LEAD + r"(?:new[ \t])?(?:task|prompt|instruction|question)[ \t]{0,2}(?:number[ \t]|no\.?[ \t])?#?[ \t]?[0-9]{1,5}"
+    r"[ \t]{0,2}(?:[*_]{1,3})?[ \t]{0,2}(?:[:.)\-\u2013\u2014]|$)[ \t]{0,2}(?:[*_]{1,3}(?=\s))?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBERED = re.compile(_LEAD + r"#?([0-9]{1,5})[ \t]{0,2}[.):][*_]{0,3}[ \t]{1,8}", re.MULTILINE)
+_BULLET = re.compile(r"^[ \t]{0,8}[-*+\u2022\u2013][ \t]{1,8}(?=\S)", re.MULTILINE)
+_CHATTER = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|great|here (?:is|are)|here['\u2019]s|below (?:is|are)|the following)\b",
+    re.IGNORECASE,
+)
+_FAREWELL = re.compile(
+    r"(?:let me know|i hope|i've |feel free|would you like|these tasks|these prompts|note:|enjoy)", re.IGNORECASE
+)
+_LABEL = re.compile(
+    r"(?:[*_]{1,3})?(?:task|prompt|instruction)(?:[*_]{1,3})?[ \t]?:(?:[*_]{1,3})?[ \t]{0,4}", re.IGNORECASE
+)
+_FENCE = re.compile(r"[ \t]{0,3}```[^\s`]{0,20}[ \t]{0,8}")
+_QUOTES = {'"': '"', "\u201c": "\u201d", "\u2018": "\u2019", "'": "'", "\u00ab": "\u00bb", "`": "`", "**": "**"}
+
+
+def parse_prompts(text: str, finish_reason: str = "stop") -> list[str]:
+    """The tasks in what a model wrote when asked for new ones.
+
+    `text` is the completion alone: the examples of the request never come back as new tasks (bug B2). Reads `Task 9:
+    ...`, numbered lists and bullets, one task over several lines, quotes, code fences around the whole; leaves out
+    chatter before and after. A text without such marks is one task, also when it holds a list of its own after its
+    first words. `finish_reason` "length": the last task is cut off and left out.
+    """
+    lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").strip().split("\n")]
+    if _FENCE.fullmatch(lines[0]):
+        lines = [line for line in lines if not _FENCE.fullmatch(line)]
+    items = _split("\n".join(lines))
+    if finish_reason == "length":
+        items = items[:-1]
+    elif items:
+        head, blank, tail = items[-1].rpartition("\n\n")
+        if blank and _FAREWELL.match(tail.lstrip()):
+            items[-1] = head
+    return [prompt for item in items if (prompt := _clean(item))]
+
+
+def _split(text: str) -> list[str]:
+    for mark in (_TASK, _NUMBERED, _BULLET):
+        marks = list(mark.finditer(text))
+        if not marks:
+            continue
+        lead = text[: marks[0].start()].strip()
+        chatter = not lead or _is_chatter(lead)
+        # "Sort these:" and then a list is one task. Where numbers go on from the request's examples, it is the first
+        # of many.
+        if not chatter and (mark is _BULLET or (mark is _NUMBERED and int(marks[0][1]) == 1)):
+            return [text]
+        ends = [match.start() for match in marks[1:]] + [len(text)]
+        items = [text[match.end() : end] for match, end in zip(marks, ends, strict=True)]
+        return items if chatter else [lead, *items]
+    head, blank, tail = text.partition("\n\n")
+    return [tail if blank and _is_chatter(head.strip()) else text]
+
+
+def _is_chatter(lead: str) -> bool:
+    return len(lead) < 300 and bool(_CHATTER.match(lead)) and lead.rstrip("*_ ").endswith((":", ".", "!"))
+
+
+def _clean(item: str) -> str:
+    item = re.sub(r"\n[-*_#=\s]+\Z", "", item.strip()).strip()
+    label = _LABEL.match(item)
+    if label:
+        item = item[label.end() :].strip()
+    for opening, closing in _QUOTES.items():
+        inner = item[len(opening) : -len(closing)]
+        if (
+            item.startswith(opening)
+            and item.endswith(closing)
+            and inner.strip()
+            and opening not in inner
+            and closing not in inner
+        ):
+            item = inner.strip()
+    return item if any(character.isalnum() for character in item) else ""
+
+
+# ---- the filter
+
+
+class PromptFilter:
+    """Says why a prompt is refused: too near to one that is there, length in words, keywords, a pattern it must have.
+
+    `similarity` is the ROUGE-L F-measure (tokens as in the rouge-score package, no stemmer) from which two prompts
+    count as the same; 1.0 compares the text alone, white space folded. A keyword is matched as a whole word, in any
+    case. `pattern` is a regular expression that must be found in an accepted prompt. Texts without a letter of a-z or
+    a digit have no ROUGE tokens and are compared as text.
+    """
+
+    def __init__(
+        self,
+        existing: Iterable[str] = (),
+        *,
+        similarity: float = 0.7,
+        min_words: int = 1,
+        max_words: int = 1000,
+        keywords: Sequence[str] = (),
+        pattern: str | None = None,
+    ):
+        if not 0 < similarity <= 1:
+            raise UserError(f"similarity {similarity} found, expected more than 0 and at most 1")
+        try:
+            self._pattern = re.compile(pattern) if pattern else None
+        except re.error as error:
+            raise UserError(f"prompt_pattern {pattern!r} is not a regular expression: {error}") from None
+        words = "|".join(re.escape(word) for word in keywords)
+        self._keywords = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+        self._min_words, self._max_words = min_words, max_words
+        self._exact: set[str] = set()
+        self._index = RougeIndex(similarity) if similarity < 1 else None
+        for prompt in existing:
+            self.add(prompt)
+
+    def add(self, prompt: str) -> None:
+        """From now on prompts are compared with this one too."""
+        text = " ".join(prompt.split())
+        if text not in self._exact:
+            self._exact.add(text)
+            if self._index:
+                self._index.add(text)
+
+    def reason(self, prompt: str) -> str | None:
+        """None for a prompt to accept; else "empty", "too_short", "too_long", "keyword", "pattern", "exact" or
+        "similar"."""
+        words = prompt.split()
+        if not words:
+            return "empty"
+        if len(words) < self._min_words:
+            return "too_short"
+        if len(words) > self._max_words:
+            return "too_long"
+        if self._keywords and self._keywords.search(prompt):
+            return "keyword"
+        if self._pattern and not self._pattern.search(prompt):
+            return "pattern"
+        text = " ".join(words)
+        if text in self._exact:
+            return "exact"
+        if self._index and self._index.has_similar(text):
+            return "similar"
+        return None
+
+
+class RougeIndex:
+    """Texts in which to look for one whose ROUGE-L F-measure with a given text is at least `similarity`. Exact, not
+    approximate.
+
+    F = 2 L / (m + n) for the longest common subsequence L of m and n tokens, so F >= s needs n between s m / (2 - s)
+    and m (2 - s) / s, and at least s m / (2 - s) tokens of the m in common. Two such texts share a token among the
+    rarest m - ceil(s m / (2 - s)) + 1 of each, in one fixed order (prefix filter, Chaudhuri et al. 2006): only those
+    are indexed. The order is that of the counts when the index last doubled. The second "the" of a text is a token of
+    its own.
+    """
+
+    def __init__(self, similarity: float):
+        self._similarity = similarity
+        self._texts: list[str] = []  # each token as one character, which is what rapidfuzz compares fastest
+        self._characters: dict[str, str] = {}
+        self._order: dict[tuple[str, int], int] = {}
+        self._postings: dict[tuple[str, int], list[int]] = {}
+        self._next_order = 256
+
+    def _encode(self, text: str) -> str:
+        characters = self._characters
+        encoded = []
+        for token in re.findall("[a-z0-9]+", text.lower()):
+            character = characters.get(token)
+            if character is None:
+                number = len(characters) + 1
+                # past the surrogates; chr() ends at 0x10FFFF, and a collision there would only cost exactness
+                character = characters[token] = chr((number if number < 0xD800 else number + 0x800) % 0x110000)
+            encoded.append(character)
+        return "".join(encoded)
+
+    def _rarest(self, encoded: str) -> list[tuple[str, int]]:
+        seen: Counter[str] = Counter()
+        tokens = []
+        for character in encoded:
+            seen[character] += 1
+            tokens.append((character, seen[character]))
+        order = self._order
+        tokens.sort(key=lambda token: (order.get(token, 0), token))
+        size = len(encoded)
+        # minus a hair: a bound that floating point puts just above a whole number must not lose a match
+        common = -int(-(self._similarity * size / (2 - self._similarity) - 1e-9) // 1)
+        return tokens[: size - common + 1]
+
+    def add(self, text: str) -> None:
+        encoded = self._encode(text)
+        if not encoded:
+            return
+        self._texts.append(encoded)
+        if len(self._texts) >= self._next_order:
+            self._reorder()
+        else:
+            self._post(len(self._texts) - 1)
+
+    def _post(self, number: int) -> None:
+        for token in self._rarest(self._texts[number]):
+            self._postings.setdefault(token, []).append(number)
+
+    def _reorder(self) -> None:
+        self._next_order = 2 * len(self._texts)
+        counts: Counter[tuple[str, int]] = Counter()
+        for encoded in self._texts:
+            for character, count in Counter(encoded).items():
+                counts.update((character, k) for k in range(1, count + 1))
+        self._order = dict(counts)
+        self._postings = {}
+        for number in range(len(self._texts)):
+            self._post(number)
+
+    def has_similar(self, text: str) -> bool:
+        from rapidfuzz import process
+        from rapidfuzz.distance import LCSseq
+
+        encoded = self._encode(text)
+        size = len(encoded)
+        if not size:
+            return False
+        s = self._similarity
+        shortest, longest = s * size / (2 - s) - 1e-9, size * (2 - s) / s + 1e-9
+        numbers: set[int] = set()
+        for token in self._rarest(encoded):
+            numbers.update(self._postings.get(token, ()))
+        texts = self._texts
+        candidates = (texts[number] for number in numbers if shortest <= len(texts[number]) <= longest)
+        while block := list(islice(candidates, 500)):
+            for near, common, _ in process.extract_iter(
+                encoded, block, scorer=LCSseq.similarity, score_cutoff=int(shortest)
+            ):
+                precision, recall = common / size, common / len(near)
+                # rouge-score's own arithmetic, so that a value at the bound falls on the same side
+                if common and 2 * precision * recall / (precision + recall) >= s:
+                    return True
+        return False
