@@ -1,0 +1,235 @@
+"""The stage contract, on programs of a few lines that run as processes on a real local repository."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PREFERENCES = "M0/generated/preferences.jsonl"
+MANIFEST = "M0/04_gen_preferences.manifest.json"
+PROGRAM = """
+import os, sys, time
+from self_reward import stage
+from self_reward.errors import TryAgain, UserError
+
+def work(p, run):
+    assert "torch" not in sys.modules and "vllm" not in sys.modules
+    rows = run.input("scores").read_text().splitlines()
+    {body}
+    run.output("preferences").write_text("".join(f"{{row}} {{p.min_margin}}\\n" for row in rows))
+    run.counts["pairs"] = len(rows)
+
+sys.exit(stage.main("04_gen_preferences", work, "A program for tests."))
+"""
+
+
+@pytest.fixture
+def repo(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "M0/generated").mkdir(parents=True)
+    (folder / "M0/generated/scores.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    return folder
+
+
+def start(repo: Path, *flags: str, body: str = "pass", **environment: str) -> subprocess.Popen:
+    program = repo.parent / f"program_{hashlib.sha256(body.encode()).hexdigest()[:8]}.py"
+    program.write_text(PROGRAM.format(body=body))
+    command = [sys.executable, str(program), "--data_repo", str(repo), "--work_dir", str(repo.parent / "work"), *flags]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(repo: Path, *flags: str, body: str = "pass", **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    process = start(repo, *flags, body=body, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def log_of(repo: Path) -> list[str]:
+    from self_reward.store import open_store
+
+    snapshot = open_store(str(repo), branch="main", lock_timeout=10, store_timeout=60).resolve()
+    return [commit.message for commit in snapshot.log]
+
+
+def leftovers(repo: Path) -> list[Path]:
+    work = repo.parent / "work"
+    return list(work.iterdir()) if work.exists() else []
+
+
+def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
+    commit_file, stop_file = tmp_path / "commit", tmp_path / "stop"
+    flags = ("--commit_file", str(commit_file), "--stop_file", str(stop_file))
+    code, out, err = run(repo, *flags)
+    assert code == 0, err
+    commit = commit_file.read_text()
+    assert out.count("\n") == 1 and out.startswith("M0 04_gen_preferences  ") and "pairs=2" in out and commit in out
+    assert stop_file.read_text() == "" and not leftovers(repo)
+    assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
+    manifest = json.loads((repo / MANIFEST).read_text())
+    assert manifest["inputs"]["scores"]["M0/generated/scores.jsonl"] == sha256(repo / "M0/generated/scores.jsonl")
+    assert manifest["outputs"] == {PREFERENCES: {"sha256": sha256(repo / PREFERENCES), "size": 26}}
+    assert manifest["counts"] == {"pairs": 2} and manifest["versions"]["oxenai"] and manifest["seed"] == 0
+    assert log_of(repo) == ["M0 04_gen_preferences: 2 pairs", "user data: M0/generated/scores.jsonl"]
+
+    commit_file.unlink()
+    code, out, err = run(repo, *flags, body="raise RuntimeError('not skipped')")
+    assert (code, out) == (0, f"M0 04_gen_preferences  skipped  (commit {commit})\n"), err
+    assert commit_file.read_text() == commit and f"done already: {commit}" in err
+    assert len(log_of(repo)) == 2
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_changed_parameters_inputs_and_seed_run_again_but_neutral_ones_do_not(repo):
+    assert run(repo)[0] == 0
+    assert "skipped" in run(repo, "--lock_timeout", "7")[1]
+    for flags in (["--min_margin", "0.5"], ["--seed", "1"]):
+        code, out, err = run(repo, *flags)
+        assert code == 0 and "pairs=2" in out, err
+    (repo / "M0/generated/scores.jsonl").write_text('{"a": 3}\n')
+    code, out, err = run(repo)
+    assert code == 0 and "pairs=1" in out, err
+    assert (repo / PREFERENCES).read_text() == '{"a": 3} 0.0\n'
+
+
+def test_the_result_of_an_older_commit_is_committed_again(repo):
+    first = run(repo)[1]
+    assert run(repo, "--min_margin", "0.5")[0] == 0
+    code, out, err = run(repo, body="raise RuntimeError('not found')")
+    assert code == 0 and "skipped" in out, err
+    assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
+    messages = log_of(repo)
+    assert len(messages) == 4 and messages[0].startswith("M0 04_gen_preferences: 2 pairs (again, from commit ")
+    assert first.split()[-1] in messages[0] and not leftovers(repo)
+
+
+def test_force_runs_and_commits_again(repo):
+    assert run(repo)[0] == 0
+    code, out, err = run(repo, "--force")
+    assert code == 0 and "pairs=2" in out, err
+    assert len(log_of(repo)) == 3
+
+
+def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_another_runs(repo, tmp_path):
+    def commits() -> list[str]:
+        from self_reward.store import open_store
+
+        store = open_store(str(repo), branch="main", lock_timeout=10, store_timeout=60)
+        return [commit.id for commit in store.resolve().log]
+
+    start_commit = commits()[0]
+    assert run(repo, "--revision", start_commit)[0] == 0
+    head = commits()[0]
+    code, out, err = run(repo, "--revision", start_commit, "--commit_file", str(tmp_path / "commit"))
+    assert code == 0 and "skipped" in out, err
+    assert (tmp_path / "commit").read_text() == head
+    code, out, err = run(repo, "--revision", start_commit, "--min_margin", "1")
+    assert code == 2 and head in err and start_commit in err, err
+    assert commits() == [head, start_commit]
+
+
+def test_a_stop_rule_is_recorded_and_repeated_when_skipped(repo, tmp_path):
+    stop_file = tmp_path / "stop"
+    for body in ("run.stop('too few pairs')", "raise RuntimeError('not skipped')"):
+        code, _, err = run(repo, "--stop_file", str(stop_file), body=body)
+        assert (code, stop_file.read_text()) == (0, "too few pairs"), err
+        stop_file.unlink()
+    assert json.loads((repo / MANIFEST).read_text())["stop"] == "too few pairs"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("raise UserError(['first thing', 'second thing'])", 2, ["error: first thing", "error: second thing"]),
+        ("raise TryAgain('the hub is away')", 75, ["the hub is away"]),
+        ("raise OSError(28, 'No space left on device')", 75, ["disk is full"]),
+        ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')", 75, ["memory"]),
+        ("raise KeyError('oops')", 1, ["Traceback", "KeyError: 'oops'"]),
+        ("return", 1, ["without writing"]),
+    ],
+)
+def test_exit_codes_and_the_termination_log(repo, tmp_path, body, code, said):
+    last = tmp_path / "termination"
+    found, out, err = run(repo, body=body, TERMINATION_LOG=str(last))
+    assert (found, out) == (code, ""), err
+    for text in said:
+        assert text in err and text in last.read_text()
+    assert ("Traceback" in err) == (code == 1)
+    assert log_of(repo) == ["user data: M0/generated/scores.jsonl"]
+
+
+def test_what_is_missing_or_misspelled_is_said_before_anything_runs(repo):
+    code, _, err = run(repo, "--iteration", "1")
+    assert code == 2 and "M1/generated/scores.jsonl" in err and "03_gen_scores" in err
+    code, _, err = run(repo, "--min_margn", "1", "--seed", "x")
+    assert code == 2 and "min_margin" in err and "seed" in err and "Traceback" not in err
+    code, _, err = run(repo, "--work_dir", str(repo / "work"))
+    assert code == 2 and "inside the data repository" in err
+
+
+def test_a_users_file_in_the_place_of_an_output_is_not_overwritten(repo):
+    (repo / PREFERENCES).write_text("mine\n")
+    code, _, err = run(repo)
+    assert code == 2 and PREFERENCES in err and "no manifest" in err
+    assert (repo / PREFERENCES).read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("busy", ["time.sleep(60)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"])
+def test_sigterm_ends_a_stage_with_143_and_the_next_run_goes_on_from_partial_results(repo, tmp_path, busy):
+    """The second case is one long call of a C library, in which no Python signal handler runs."""
+    body = f"(run.partial / 'chunk').write_text('kept'); print('working', flush=True); {busy}"
+    process = start(repo, body=body, TERMINATION_LOG=str(tmp_path / "termination"))
+    assert process.stdout and process.stdout.readline() == "working\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143 and time.monotonic() - began < 5
+    assert "SIGTERM" in (tmp_path / "termination").read_text()
+    code, _, err = run(repo, body="assert (run.partial / 'chunk').read_text() == 'kept'")
+    assert code == 0, err
+    assert not leftovers(repo)
+
+
+def test_two_processes_do_not_write_the_same_partial_results(repo):
+    process = start(repo, body="print('working', flush=True); time.sleep(60)")
+    assert process.stdout and process.stdout.readline() == "working\n"
+    code, _, err = run(repo)
+    process.kill()
+    process.communicate()
+    assert code == 75 and str(process.pid) in err
+    assert run(repo)[0] == 0
+
+
+def test_progress_is_sparse_lines_and_a_file_for_argo(repo, tmp_path):
+    body = "[run.progress(i, 1000, 'prompts') for i in range(1001)]"
+    code, _, err = run(repo, body=body, ARGO_PROGRESS_FILE=str(tmp_path / "progress"))
+    assert code == 0 and (tmp_path / "progress").read_text() == "1000/1000"
+    assert 1 <= err.count("prompts ") <= 3, err
+    assert all(line[2] == ":" and " 04_gen_preferences " in line for line in err.splitlines()), err
+
+
+def test_a_skipped_stage_costs_little(repo):
+    assert run(repo)[0] == 0
+    began = time.monotonic()
+    assert "skipped" in run(repo)[1]
+    assert time.monotonic() - began < 10  # seconds; about 0.7 on an idle machine
+
+
+def test_nothing_heavy_is_imported_by_the_contract():
+    script = (
+        "import sys, self_reward.stage, self_reward.store.local;"
+        "print([m for m in ('torch', 'transformers', 'vllm', 'oxen', 'polars', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
