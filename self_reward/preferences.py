@@ -210,7 +210,7 @@ def replay_pairs(eft: list[tuple[str, str]], count: int, rng: Random) -> list[tu
     if count and len(by_score) < 2:
         found = ", ".join(f"{score:g}" for score in by_score) or "no readable score"
         raise UserError(f"EFT replay needs judgements of at least two scores; found {found} in {len(eft)} EFT rows")
-    chosen = []
+    chosen: list[tuple[str, str, float]] = []
     while len(chosen) < count:
         chosen += rng.sample(readable, min(count - len(chosen), len(readable)))
     others = {

@@ -79,10 +79,9 @@ def few_shot_prompt(template: str, examples: Sequence[str]) -> str:
         problems.append(f"the template's example line {example_format!r} must have {{prompt}} once")
     if problems:
         raise UserError(problems)
+    before, after = example_format.split("{prompt}")
     shown = "\n".join(
-        re.sub(
-            r"\{(?:prompt|number)\}", lambda m, e=example, n=number: e if m[0] == "{prompt}" else str(n), example_format
-        )  # type: ignore[misc]
+        before.replace("{number}", str(number)) + example + after.replace("{number}", str(number))
         for number, example in enumerate(examples, 1)
     )
     filled = re.sub(

@@ -92,6 +92,12 @@ def test_b8_one_bos(bpe, name):
     assert bpe.bos_token_id not in completion
 
 
+def test_b8_a_template_that_writes_bos_twice_still_gives_one(bpe):
+    bpe.chat_template = "{{ bos_token }}" + LLAMA2
+    assert chat.prompt_ids(bpe, "Why?").count(bpe.bos_token_id) == 1
+    assert chat.example_ids(bpe, "Why?", "Because.")[0] == chat.prompt_ids(bpe, "Why?")
+
+
 def test_b7_no_extra_assistant_header_and_b8_a_generation_prompt():
     bpe = make_bpe()
     bpe.chat_template = LLAMA3
