@@ -138,6 +138,12 @@ def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_anot
     assert code == 2 and head in err and start_commit in err, err
     assert commits() == [head, start_commit]
 
+    (repo / "M0/more.txt").write_text("user data")
+    assert len(commits()) == 3
+    code, out, err = run(repo, "--revision", start_commit, "--commit_file", str(tmp_path / "commit"))
+    assert code == 0 and "skipped" in out, err
+    assert (tmp_path / "commit").read_text() == head and len(commits()) == 3
+
 
 def test_a_stop_rule_is_recorded_and_repeated_when_skipped(repo, tmp_path):
     stop_file = tmp_path / "stop"

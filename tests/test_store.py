@@ -1,5 +1,6 @@
 """The local store on real Oxen repositories."""
 
+import fcntl
 import json
 import os
 import random
@@ -146,6 +147,17 @@ def test_a_file_rewritten_at_once_with_the_same_size_is_noticed(repo):
         (repo / "M0/train/ift.jsonl").write_text(content)
         snapshot = store.resolve()
         assert snapshot.sha256["M0/train/ift.jsonl"] == index.hash_file(repo / "M0/train/ift.jsonl").sha256
+
+
+def test_a_file_whose_time_does_not_tell_its_changes_is_hashed_each_time(repo):
+    """As with git's racy entries: a time that is not in the past says nothing about a later write."""
+    store, later = store_of(repo), time.time() + 3600
+    hashes = set()
+    for content in ("1111", "2222"):
+        (repo / "M0/train/ift.jsonl").write_text(content)
+        os.utime(repo / "M0/train/ift.jsonl", (later, later))
+        hashes.add(store.resolve().sha256["M0/train/ift.jsonl"])
+    assert len(hashes) == 2
 
 
 def test_a_changed_generated_file_is_named_with_both_hashes_and_comes_back_when_moved_away(repo, tmp_path):
@@ -303,6 +315,65 @@ def test_oxens_texts_become_types():
     assert isinstance(from_oxen("While lock file: /r/refs/LOCK: Resource temporarily unavailable"), TryAgain)
     assert isinstance(from_oxen("Authentication failed"), UserError)
     assert from_oxen("something new") is None
+
+
+def test_a_kill_between_placing_files_and_the_commit_leaves_no_trace(repo, tmp_path):
+    store = store_of(repo)
+    push(store, tmp_path / "out", {PROMPTS: "old\n", "M0/generated/gone.jsonl": "gone\n"}, key="01")
+    before = store.resolve()
+    script = (
+        "import sys; from pathlib import Path; from self_reward.store import open_store\n"
+        f"store = open_store({str(repo)!r}, branch='main', lock_timeout=9, store_timeout=60)\n"
+        f"store.push({{'M0/generated': Path(sys.argv[1])}}, key='02', message='x', expected_head={before.commit!r})"
+    )
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "prompts.jsonl").write_text("new\n")
+    (new / "z.bin").write_bytes(os.urandom(50_000_000))  # slow to stage, so that the kill is in time
+    process = subprocess.Popen([sys.executable, "-c", script, str(new)], start_new_session=True)
+    while process.poll() is None and not (repo / "M0/generated/z.bin").exists():
+        time.sleep(0.001)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (repo / PROMPTS).read_text() == "new\n"
+    (repo / "M0/train/ift.jsonl").write_text("new user data")  # must not take the rest along
+    after = store.resolve()
+    assert [commit.message.split(",")[0] for commit in after.log[:-2]] == ["user data: M0/train/ift.jsonl"]
+    assert {**after.sha256, "M0/train/ift.jsonl": ""} == {**before.sha256, "M0/train/ift.jsonl": ""}
+    assert (repo / PROMPTS).read_text() == "old\n" and (repo / "M0/generated/gone.jsonl").read_text() == "gone\n"
+    assert not (repo / "M0/generated/z.bin").exists()
+
+
+def test_what_was_staged_and_not_committed_is_no_part_of_a_stages_commit(repo, tmp_path):
+    """Trap: a killed add leaves its entry staged, and the next commit takes it along."""
+    store = store_of(repo)
+    head = store.resolve().commit
+    (repo / "M0/staged.txt").write_text("x")
+    script = f"import oxen; oxen.Repo({str(repo)!r}).add({str(repo / 'M0/staged.txt')!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    (repo / "M0/staged.txt").unlink()
+    push(store, tmp_path / "out", {PROMPTS: "a\n"}, expected_head=head)
+    for tree in (repo / ".oxen/self_reward/trees").iterdir():
+        tree.unlink()  # look at what Oxen has, not at what we remember
+    assert sorted(store.resolve().files) == sorted([MANIFEST, PROMPTS, "M0/train/ift.jsonl"])
+
+
+def test_a_running_oxen_operation_keeps_the_lock_when_its_parent_is_killed(repo):
+    (repo / "M0/train/big.bin").write_bytes(os.urandom(50_000_000))
+    script = (
+        "from self_reward.store import open_store\n"
+        f"open_store({str(repo)!r}, branch='main', lock_timeout=9, store_timeout=60).resolve()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while process.poll() is None and not (repo / ".oxen/self_reward/journal.json").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    with open(repo / ".oxen/self_reward/lock") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    snapshot = store_of(repo).resolve()
+    assert len(snapshot.log) == 1 and "M0/train/big.bin" in snapshot.files
 
 
 def test_a_sigkill_at_any_moment_is_repaired_by_the_next_run(repo, tmp_path):

@@ -337,10 +337,13 @@ def _commit(
         oxen.add(glob.escape(str(root / path)))
     for path in removes:
         oxen.rm(str(root / path), False, False, True)
-    staged = oxen.status()
-    staged_adds = {Path(p).as_posix() for p in [*staged.added_files(), *staged.modified_files()]}
-    staged_removes = {Path(p).as_posix() for p in staged.removed_files()}
     expected = {path for path, entry in adds.items() if path not in tree or tree[path].blob != entry.blob}
+    staged_adds, staged_removes = _staged(oxen)
+    if unseen := [path for path in expected - staged_adds if path in tree]:
+        for path in unseen:  # Oxen takes a file of the same size and time for unchanged
+            os.utime(root / path)
+            oxen.add(glob.escape(str(root / path)))
+        staged_adds, staged_removes = _staged(oxen)
     if staged_adds - expected or (expected - staged_adds and not ignored_allowed) or staged_removes != set(removes):
         raise TryAgain(
             "Oxen staged other files than were given to it: "
@@ -362,6 +365,13 @@ def _commit(
         index.remember(root, path, adds[path], stats)
     index.write_stats(root, stats)
     return commit
+
+
+def _staged(oxen: Any) -> tuple[set[str], set[str]]:
+    """Paths that are staged as new or changed, and as removed."""
+    status = oxen.status()
+    adds = {Path(path).as_posix() for path in [*status.added_files(), *status.modified_files()]}
+    return adds, {Path(path).as_posix() for path in status.removed_files()}
 
 
 def _expand(files: dict[str, str]) -> dict[str, Path]:
