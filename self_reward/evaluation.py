@@ -71,7 +71,7 @@ def measure(
         "judge": {
             "parse_rate": parse_rate(judgements),
             "mean_score": metrics.mean_and_se([j.score for j in own if j.score is not None])[0],
-            "agreement": judge_against_ranks(held_out, groups),
+            "agreement": judge_against_ranks(held_out, groups, judge["high"]),
             **agreement,
         },
         "tokens": metrics.length_stats([len(sample.token_ids) for (sample,) in samples]),
@@ -90,9 +90,9 @@ def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str
     return columns
 
 
-def summary(columns: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def summary(columns: dict[str, list[float]]) -> dict[str, dict[str, float | None]]:
     """Mean, standard error and number of each measure."""
-    result = {}
+    result: dict[str, dict[str, float | None]] = {}
     for name, values in columns.items():
         mean, se = metrics.mean_and_se(values)
         result[name] = {"mean": mean, "se": se, "n": len(values)}
@@ -115,11 +115,12 @@ def parse_rate(judgements: Sequence[Judgement]) -> float | None:
     return sum(vote is not None for vote in votes) / len(votes) if votes else None
 
 
-def judge_against_ranks(judgements: Sequence[Judgement], groups: Ranked) -> dict[str, Any]:
+def judge_against_ranks(judgements: Sequence[Judgement], groups: Ranked, perfect: float) -> dict[str, Any]:
     """Agreement of the judge with ranked responses; `judgements` follow the responses of `groups` in order."""
     flat = iter(judgements)
     return metrics.judge_agreement(
-        [([next(flat).score for _ in answers], [rank for _, rank in answers]) for _, answers in groups]
+        [([next(flat).score for _ in answers], [rank for _, rank in answers]) for _, answers in groups],
+        perfect,
     )
 
 

@@ -13,28 +13,39 @@ def text(run: Run, name: str, value: str, builtin: Callable[[str], str]) -> str:
     return run.input(name).read_text(encoding="utf-8") if run.has(name) else builtin(value)
 
 
-def model_folder(run: Run, parameters: Any, role: str) -> Path:
-    """A plain Hugging Face folder of the checkpoint in `role` (policy, start, M0/dpo ...), its adapters merged.
-
-    Raises UserError when the base model is not the one that the checkpoint was trained on.
-    """
-    from self_reward import base_model, checkpoints
-
-    cache = Path(parameters.cache_dir).expanduser()
+def chain(run: Run, parameters: Any, role: str) -> tuple[Path, list[Path]]:
+    """The folders of the checkpoint in `role` (policy, start, M0/dpo ...): its base model and its adapters in order."""
     names = run.inputs.chains[role]
-    adapters = [run.input(f"checkpoint:{name}") for name in names if name != "base"]
-    if names[0] == "base":
-        base = base_model.fetch(
-            run.base_id,
-            parameters.base_model,
-            folder=run.input("base") if run.has("base") else None,
-            cache_dir=cache,
-            trust_remote_code=parameters.trust_remote_code,
-        )
-    else:
-        base, adapters = adapters[0], adapters[1:]
+    folders = [run.input(f"checkpoint:{name}") for name in names if name != "base"]
+    if names[0] != "base":
+        return folders[0], folders[1:]
+    return _base_folder(run, parameters), folders
+
+
+def _base_folder(run: Run, parameters: Any) -> Path:
+    from self_reward import base_model
+
+    if run.has("base"):
+        return run.input("base")
+    assert run.base_id is not None, "a chain that begins with the base has its id"
+    kind = "path" if run.base_id.startswith("path:") else "hub"
+    source = str(Path(parameters.base_model).expanduser()) if kind == "path" else run.base_id
+    return base_model.fetch(
+        base_model.Resolved(run.base_id, kind, source),
+        trust_remote_code=parameters.trust_remote_code,
+        cache_dir=Path(parameters.cache_dir).expanduser(),
+    )
+
+
+def model_folder(run: Run, parameters: Any, role: str) -> Path:
+    """A plain Hugging Face folder of the checkpoint in `role`, its adapters merged."""
+    from self_reward import checkpoints
+
     return checkpoints.materialise(
-        base, adapters, cache_dir=cache, keep=parameters.cache_keep, trust_remote_code=parameters.trust_remote_code
+        *chain(run, parameters, role),
+        cache_dir=Path(parameters.cache_dir).expanduser(),
+        keep=parameters.cache_keep,
+        trust_remote_code=parameters.trust_remote_code,
     )
 
 

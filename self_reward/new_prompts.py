@@ -24,7 +24,7 @@ class Written:
 
 
 def write(
-    ask: Callable[[int, list[str]], list[tuple[str, bool]]],
+    ask: Callable[[int, list[str]], list[tuple[str, str]]],
     seeds: list[str],
     accept: prompts.PromptFilter,
     *,
@@ -38,7 +38,7 @@ def write(
 ) -> Written:
     """Up to `count` new prompts.
 
-    `ask(round, requests)` gives the model's answer to each request and whether it was cut off. Only the answers are
+    `ask(round, requests)` gives the model's answer to each request and its finish_reason. Only the answers are
     parsed, never the shots (B2). The loop is bounded by `max_requests` (B20). Raises UserError, with counts by reason
     and samples, when less than `min_yield` of what the model writes is usable.
     """
@@ -52,8 +52,8 @@ def write(
         answers = ask(number, [prompts.few_shot_prompt(template, examples) for examples in shots])
         written.requests += wanted
         number += 1
-        for text, cut_off in answers:
-            _take(text, cut_off, accept, written, count)
+        for text, finish_reason in answers:
+            _take(text, finish_reason, accept, written, count)
         if len(written.prompts) < min_yield * max(written.candidates, 1):
             raise UserError(_unusable(written))
     if not written.prompts:
@@ -61,8 +61,8 @@ def write(
     return written
 
 
-def _take(text: str, cut_off: bool, accept: prompts.PromptFilter, written: Written, count: int) -> None:
-    candidates = prompts.parse_prompts(text, cut_off=cut_off)
+def _take(text: str, finish_reason: str, accept: prompts.PromptFilter, written: Written, count: int) -> None:
+    candidates = prompts.parse_prompts(text, finish_reason)
     if not candidates:
         written.candidates += 1
         written.reasons["nothing_parsed"] += 1

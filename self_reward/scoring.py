@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from self_reward import chat, generation, judge
+from self_reward.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,34 @@ def _expected(
     sampler: Any, tokenizer: Any, questions: list[list[int]], texts: list[list[str]], low: int, high: int
 ) -> list[list[float | None]]:
     values = [float(value) for value in range(low, high + 1)]
-    choices = [chat.digit_id(tokenizer, int(value)) for value in values]
-    asked = [
-        question + tokenizer(judge.score_prefix(text), add_special_tokens=False)["input_ids"]
-        for question, row in zip(questions, texts, strict=True)
-        for text in row
-    ]
-    votes = [judge.expected_score(row, values) for row in sampler.choice_logprobs(asked, choices)]
-    width = len(texts[0]) if texts else 1
-    return [list(votes[i : i + width]) for i in range(0, len(votes), width)]
+    by_choices: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    asked: dict[tuple[int, int], list[int]] = {}
+    for i, (question, row) in enumerate(zip(questions, texts, strict=True)):
+        for j, text in enumerate(row):
+            before, choices = forced_choices(tokenizer, judge.score_prefix(text), range(low, high + 1))
+            by_choices.setdefault(choices, []).append((i, j))
+            asked[i, j] = question + before
+    votes: list[list[float | None]] = [[None] * len(row) for row in texts]
+    for choices, places in by_choices.items():
+        rows = sampler.choice_logprobs([asked[place] for place in places], list(choices))
+        for (i, j), logprobs in zip(places, rows, strict=True):
+            votes[i][j] = judge.expected_score(logprobs, values)
+    return votes
+
+
+def forced_choices(tokenizer: Any, prefix: str, digits: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+    """Ids of a judgement up to its score, and the ids that each digit would continue them with.
+
+    Found by tokenising prefix and digit together, since many tokenizers join the space and the digit.
+    Raises UserError where the tokenizer does not tell the digits apart by one token.
+    """
+    written = [tokenizer(f"{prefix}{digit}", add_special_tokens=False)["input_ids"] for digit in digits]
+    common = 0
+    while all(len(ids) > common + 1 and ids[common] == written[0][common] for ids in written):
+        common += 1
+    choices = tuple(ids[common] for ids in written)
+    if len(set(choices)) < len(choices):
+        raise UserError(
+            "judge_forced_score: this tokenizer has no token of its own for each score; set judge_forced_score: false"
+        )
+    return written[0][:common], choices

@@ -100,7 +100,8 @@ class Progress:
     def __init__(self) -> None:
         self._bar: Any = None
         self._bar_of: tuple[str, int] = ("", 0)
-        self._started: tuple[str, float] = ("", 0.0)
+        self._started: tuple[str | None, float] = (None, 0.0)
+        self._first = 0
         self._shown = 0.0
 
     def __call__(self, done: int, total: int, what: str) -> None:

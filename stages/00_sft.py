@@ -30,7 +30,7 @@ def work(p, run):
         folder,
         [chat.example_ids(tokenizer, row.prompt, row.response) for row in rows],
         run.output("sft"),
-        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
         finetune=p.sft_finetune,
         epochs=p.sft_epochs,
         max_steps=p.sft_max_steps,
@@ -54,7 +54,7 @@ def work(p, run):
         trust_remote_code=p.trust_remote_code,
         progress=run.progress,
     )
-    checkpoints.save_metadata(
+    checkpoints.save_checkpoint_metadata(
         run.output("sft"), finetune=p.sft_finetune, parent=loading.parent(run, "start"), base_model=run.base_id
     )
     run.counts["steps"] = metrics["steps"]

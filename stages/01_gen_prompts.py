@@ -35,7 +35,7 @@ def work(p, run):
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder)
 
-    def ask(number: int, requests: list[str]) -> list[tuple[str, bool]]:
+    def ask(number: int, requests: list[str]) -> list[tuple[str, str]]:
         samples = generation.generate(
             sampler,
             [chat.prompt_ids(tokenizer, request) for request in requests],
@@ -48,7 +48,7 @@ def work(p, run):
             partial=run.partial / f"round-{number}",
             progress=run.progress,
         )
-        return [(sample.text, sample.finish_reason == "length") for (sample,) in samples]
+        return [(sample.text, sample.finish_reason) for (sample,) in samples]
 
     written = new_prompts.write(
         ask,

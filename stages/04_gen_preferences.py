@@ -14,22 +14,35 @@ from self_reward import artifacts, stage
 def work(p, run):
     from self_reward import jsonl, preferences, stop
 
-    reasons: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    scores: Counter[float] = Counter()
+
+    def rows():
+        for row in jsonl.read(run.input("scores"), artifacts.SCORE_COLUMNS):
+            if row["score"] is not None:
+                scores[round(row["score"], 1)] += 1
+            yield row
+
     pairs = preferences.build(
-        jsonl.read(run.input("scores"), artifacts.SCORE_COLUMNS),
-        reasons,
+        rows(),
+        counts,
         length_rho=p.length_rho,
         min_margin=p.min_margin,
         tie_break=p.tie_break,
         drop_truncated=p.drop_truncated,
         drop_identical=p.drop_identical,
         max_pairs=p.max_pairs,
-        shuffle=p.shuffle_preferences,
+        shuffle_preferences=p.shuffle_preferences,
         seed=p.seed,
     )
-    run.counts["pairs"] = jsonl.write(run.output("preferences"), pairs)
-    run.counts.update(reasons)
-    run.stop(stop.number_of_pairs(run.counts["pairs"], min_pairs=p.min_pairs, reasons=reasons))
+    jsonl.write(run.output("preferences"), pairs)
+    without = {reason: n for reason, n in counts.items() if reason not in preferences.TOTALS}
+    run.counts.update({total: counts[total] for total in preferences.TOTALS} | without)
+    run.stop(
+        stop.number_of_pairs(
+            counts["pairs"], min_pairs=p.min_pairs, prompts=counts["prompts"], reasons=without, scores=scores
+        )
+    )
 
 
 if __name__ == "__main__":

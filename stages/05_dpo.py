@@ -33,7 +33,7 @@ def work(p, run):
         folder,
         [chat.pair_ids(tokenizer, *pair) for pair in pairs],
         run.output("dpo"),
-        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
         finetune=p.dpo_finetune,
         loss=p.dpo_loss,
         beta=p.beta,
@@ -60,7 +60,7 @@ def work(p, run):
         trust_remote_code=p.trust_remote_code,
         progress=run.progress,
     )
-    checkpoints.save_metadata(
+    checkpoints.save_checkpoint_metadata(
         run.output("dpo"), finetune=p.dpo_finetune, parent=loading.parent(run, "policy"), base_model=run.base_id
     )
     run.counts["steps"] = metrics["steps"]

@@ -31,8 +31,9 @@ def work(p, run):
         if output not in run.inputs.outputs:
             continue
         folder = loading.model_folder(run, p, name)
+        sampler = loading.sampler(p, folder)
         measured = evaluation.measure(
-            loading.sampler(p, folder),
+            sampler,
             loading.tokenizer(folder, trust_remote_code=p.trust_remote_code),
             prompts=prompts,
             groups=groups,
@@ -54,6 +55,7 @@ def work(p, run):
             partial=run.partial / name.replace("/", "-"),
             progress=run.progress,
         )
+        sampler.close()  # makes room for the next checkpoint
         evaluation.write(run.output(output), {"checkpoint": name, **measured})
         if "reward" in measured["verifier"]:
             run.counts[f"reward_{name}"] = round(measured["verifier"]["reward"]["mean"], 3)

@@ -6,6 +6,7 @@ Run     python stages/07_export.py --data_repo DIR --base_model MODEL --iteratio
 """
 
 import sys
+from pathlib import Path
 
 from self_reward import stage
 
@@ -13,8 +14,16 @@ from self_reward import stage
 def work(p, run):
     from self_reward import checkpoints, loading
 
-    folder = loading.model_folder(run, p, f"M{p.iteration}/dpo")
-    checkpoints.export(folder, run.output("merged"))
+    base, adapters = loading.chain(run, p, f"M{p.iteration}/dpo")
+    cache = Path(p.cache_dir).expanduser()
+    checkpoints.export(
+        base,
+        adapters,
+        run.output("merged"),
+        cache_dir=cache,
+        keep=p.cache_keep,
+        trust_remote_code=p.trust_remote_code,
+    )
     run.counts["files"] = sum(1 for path in run.output("merged").rglob("*") if path.is_file())
 
 

@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.guard(main))
+    sys.exit(stage.guard(main, "plan"))

@@ -25,7 +25,7 @@ def test_enough_new_prompts_are_written_and_generated_ones_become_shots():
 
     def ask(number, requests):
         seen.extend(requests)
-        return [(f"write story {number} about thing {i}", False) for i in range(min(len(requests), 4))]
+        return [(f"write story {number} about thing {i}", "stop") for i in range(min(len(requests), 4))]
 
     written = run(ask)
     assert len(written.prompts) == len(set(written.prompts)) == 10
@@ -36,9 +36,9 @@ def test_enough_new_prompts_are_written_and_generated_ones_become_shots():
 
 def test_b2_seed_prompts_never_come_back():
     def ask(number, requests):
-        return [(SEEDS[0], False), (f"write something new {number}", False)] * (len(requests) // 2 + 1)
+        return [(SEEDS[0], "stop"), (f"write something new {number}", "stop")] * (len(requests) // 2 + 1)
 
-    written = run(ask)
+    written = run(ask, min_yield=0.0)
     assert not set(written.prompts) & set(SEEDS)
     assert written.reasons["exact"] > 0
 
@@ -48,7 +48,7 @@ def test_b20_the_loop_is_bounded_and_seeded():
 
     def ask(number, requests):
         asked.append(len(requests))
-        return [("the same new prompt", False) for _ in requests]
+        return [("the same new prompt", "stop") for _ in requests]
 
     written = run(ask, min_yield=0.0, max_requests=50)
     assert sum(asked) == written.requests == 50
@@ -57,7 +57,8 @@ def test_b20_the_loop_is_bounded_and_seeded():
     def first_requests(seed):
         caught = []
         run(
-            lambda n, requests: caught.append(requests) or [(f"new prompt {n} {i}", False) for i in range(9)], seed=seed
+            lambda n, requests: caught.append(requests) or [(f"new prompt {n} {i}", "stop") for i in range(9)],
+            seed=seed,
         )
         return caught[0]
 
@@ -66,9 +67,13 @@ def test_b20_the_loop_is_bounded_and_seeded():
 
 def test_a_model_that_writes_no_usable_prompt_is_an_error_with_counts_and_samples():
     with pytest.raises(UserError, match=r"cannot write prompts: 0 of \d+ are usable \(too_short \d+\).*'no'"):
-        run(lambda number, requests: [("no", False) for _ in requests])
+        run(lambda number, requests: [("no", "stop") for _ in requests])
 
 
 def test_a_cut_off_prompt_is_not_taken():
-    written = run(lambda n, requests: [(f"write all about thing {n} {i}", i % 2 == 0) for i in range(len(requests))])
+    written = run(
+        lambda n, requests: [
+            (f"write all about thing {n} {i}", "stop" if i % 2 else "length") for i in range(len(requests))
+        ]
+    )
     assert all(int(text.split()[-1]) % 2 == 1 for text in written.prompts)
