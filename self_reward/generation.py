@@ -1,4 +1,4 @@
-"""Generation that survives a kill: each finished prompt is appended to a partial file, and a restart goes on from it."""
+"""Generation that survives a kill: each finished prompt is appended to a partial file, and a restart goes on there."""
 
 import hashlib
 import json
@@ -58,9 +58,15 @@ def generate(
         if progress:
             progress(len(samples), len(prompts))
         synced = time.monotonic()
-        settings = {"n": n, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         for index, answers in sampler.sample(
-            prompts, **settings, stop_token_ids=stop_token_ids, seed=seed, done=set(samples)
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            stop_token_ids=stop_token_ids,
+            seed=seed,
+            done=set(samples),
         ):
             samples[index] = answers
             row = {"index": index, "samples": [[s.text, s.token_ids, s.finish_reason] for s in answers]}

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from self_reward.errors import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from self_reward.sampler.transformers import TransformersSampler
     from self_reward.sampler.vllm import VllmSampler
 
-    Sampler = TransformersSampler | VllmSampler
+    Sampler: TypeAlias = TransformersSampler | VllmSampler
 
 ENGINES = ("auto", "vllm", "transformers")
 
@@ -36,7 +36,8 @@ def resolve_engine(engine: str) -> str:
     """The engine that `load` will use, "vllm" or "transformers", found without importing either.
 
     "auto" is vLLM when a vLLM that is not a CPU build is installed and the machine shows an NVIDIA device file that
-    CUDA_VISIBLE_DEVICES does not hide. Raises UserError for an unknown engine, or for a vLLM asked for and not installed.
+    CUDA_VISIBLE_DEVICES does not hide. Raises UserError for an unknown engine, or for a vLLM asked for that is
+    not installed.
     """
     if engine not in ENGINES:
         raise UserError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}")
@@ -76,10 +77,11 @@ def load(
 ) -> "Sampler":
     """Load the plain Hugging Face folder `model_dir` (weights, config, tokenizer) into `engine`.
 
-    `dtype` "auto" is float32 on a CPU and bfloat16 on a GPU, in both engines. `batch_size` counts prompts and is used by
-    transformers only; vLLM fills its own batches. `max_model_len` (tokens, prompt and answer) defaults to the model's;
-    `tensor_parallel_size` and `gpu_memory_utilization` are vLLM's. `seed` seeds vLLM; transformers is seeded at each
-    call of `sample`. Raises UserError when the folder or the settings cannot work, TryAgain when the GPU has no room.
+    `dtype` "auto" is float32 on a CPU and bfloat16 on a GPU, in both engines. `batch_size` counts prompts and is used
+    by transformers only; vLLM fills its own batches. `max_model_len` (tokens, prompt and answer) defaults to the
+    model's; `tensor_parallel_size` and `gpu_memory_utilization` are vLLM's. `seed` seeds vLLM; transformers
+    is seeded at each call of `sample`. Raises UserError when the folder or the settings cannot work, TryAgain when the
+    GPU has no room.
     """
     engine = resolve_engine(engine)
     if not (Path(model_dir) / "config.json").is_file():

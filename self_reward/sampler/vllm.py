@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # before the import: vLLM reads them then
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -51,9 +52,9 @@ class VllmSampler:
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
         arguments = EngineArgs(
             model=str(model_dir),
-            dtype=dtype,
+            dtype=dtype,  # type: ignore[arg-type]
             seed=seed,
-            max_model_len=max_model_len,
+            max_model_len=max_model_len,  # type: ignore[arg-type]
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
             trust_remote_code=trust_remote_code,
@@ -87,7 +88,8 @@ class VllmSampler:
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, each when it is finished.
 
-        `seed` is not used: the engine was seeded when it was loaded, and a seed a request breaks chunked prefill on a CPU.
+        `seed` is not used: the engine was seeded when it was loaded, and a seed a request breaks chunked prefill on a
+        CPU.
         Temperature 0 is greedy: n equal samples. A prompt that leaves no room in the model gives n empty samples with
         finish_reason "length".
         """
@@ -114,12 +116,12 @@ class VllmSampler:
             samples = [self._sample(output, stop_token_ids) for output in outputs]
             yield index, samples * n if temperature == 0 else samples
 
-    def _sample(self, output, stop_token_ids: list[int]) -> Sample:
+    def _sample(self, output: Any, stop_token_ids: list[int]) -> Sample:
         ids = list(output.token_ids)
         if output.finish_reason == "stop" and ids and ids[-1] in stop_token_ids:
             ids.pop()
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Sample(text, ids, output.finish_reason)
+        return Sample(str(text), ids, output.finish_reason)
 
     def choice_logprobs(self, prompts: list[list[int]], choices: list[int]) -> list[list[float]]:
         """Log-probabilities (nats) of `choices` as the next token of each prompt, renormalised over the choices."""
@@ -132,7 +134,9 @@ class VllmSampler:
             result[index] = torch.tensor([found[c].logprob for c in choices]).log_softmax(-1).tolist()
         return result
 
-    def _run(self, todo: list[tuple[int, list[int], SamplingParams]], *, sequences: int) -> Iterator[tuple[int, list]]:
+    def _run(
+        self, todo: list[tuple[int, list[int], SamplingParams]], *, sequences: int
+    ) -> Iterator[tuple[int, list[Any]]]:
         """Feed (index, prompt, parameters) to the engine, at most twice as many sequences as it runs at once."""
         window = max(1, 2 * self.llm.vllm_config.scheduler_config.max_num_seqs // sequences)
         self.calls += 1
@@ -149,7 +153,7 @@ class VllmSampler:
                     return
                 for output in self.llm.step():
                     if output.finished:
-                        yield request_of.pop(output.request_id), output.outputs
+                        yield request_of.pop(output.request_id), output.outputs  # type: ignore[misc]
         finally:
             if request_of:  # the caller left early
                 self.llm.abort_request(list(request_of))
