@@ -238,6 +238,13 @@ def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[s
     raise ValueError(f"no stage {stage}")
 
 
+def checkpoint_inputs(name: str, parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> Inputs:
+    """The files of one checkpoint and of all that it stands on."""
+    needs = _Needs(parameters, files, small)
+    needs.checkpoint(name, name)
+    return needs.inputs({})
+
+
 def missing_for_run(parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> list[str]:
     """What the user must still provide before iteration `start_iteration` can begin, all of it."""
     start = parameters.start_iteration

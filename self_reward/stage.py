@@ -183,8 +183,8 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
         _finish(p, snapshot.commit, "")
         print(f"{label}  nothing to do ({inputs.nothing_to_do})  (commit {snapshot.commit})")
         return
-    base_id = _base_id(p, inputs, snapshot)
-    key = _key(name, p, inputs, base_id, snapshot)
+    base = base_id(p, inputs, snapshot)
+    key = _key(name, p, inputs, base, snapshot)
     manifest_path = f"M{p.iteration}/{name}.manifest.json"
 
     if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
@@ -207,7 +207,7 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
     with _only_worker(folder):
         shutil.rmtree(folder / "outputs", ignore_errors=True)
         (folder / "partial").mkdir(parents=True, exist_ok=True)
-        run = Run(name, inputs, base_id, store, snapshot, folder)
+        run = Run(name, inputs, base, store, snapshot, folder)
         log.info("started at commit %s, key %s", snapshot.commit, key[:12])
         work(p, run)
         outputs = {path: folder / "outputs" / path for path in inputs.outputs.values()}
@@ -229,7 +229,7 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
     print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
 
 
-def _base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
+def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
     """The exact base model. A checkpoint's record wins over what its hub name means today."""
     recorded = inputs.recorded_base
     given = getattr(p, "base_model", None)

@@ -1,0 +1,58 @@
+"""self-reward: what people do with a run beside running it.
+
+  self-reward export M1/dpo --to DIR --data_repo DIR [--base_model MODEL]   a servable folder of any checkpoint
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from self_reward import artifacts, parameters, stage
+from self_reward.errors import UserError
+from self_reward.store import open_store
+
+
+def main() -> int:
+    """Entry point of the `self-reward` command."""
+    return stage.guard(lambda: _main(sys.argv[1:]), "self-reward")
+
+
+def _main(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    if words[0] != "export":
+        raise UserError(f"unknown command {words[0]!r}; expected: export")
+    if len(words) == 1 or words[1] in ("-h", "--help"):
+        parameters.parse("07_export", __doc__ or "", ["--help"])
+    name, rest = words[1], words[2:]
+    if "--to" not in rest or rest.index("--to") + 1 >= len(rest):
+        raise UserError("export needs --to DIR, a folder that is new or empty")
+    at = rest.index("--to")
+    to = Path(rest[at + 1])
+    export(name, to, parameters.parse("07_export", __doc__ or "", rest[:at] + rest[at + 2 :]))
+
+
+def export(name: str, to: Path, p: parameters.Export) -> None:
+    """Write the checkpoint `name` (M1/dpo) of the data repository to the folder `to`, its adapters merged."""
+    from self_reward import checkpoints, loading
+
+    store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
+    snapshot = store.resolve(p.revision)
+    inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
+    with tempfile.TemporaryDirectory(prefix="self-reward-") as folder:
+        run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, Path(folder))
+        base, adapters = loading.chain(run, p, name)
+        checkpoints.export(
+            base,
+            adapters,
+            to,
+            cache_dir=Path(p.cache_dir).expanduser(),
+            keep=p.cache_keep,
+            trust_remote_code=p.trust_remote_code,
+        )
+    print(f"{name} of {p.data_repo} at {snapshot.commit} is in {to}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
