@@ -1,0 +1,238 @@
+"""Write the demo's seed data and its tiny base model: `python -m demo.make_data --data_repo demo-data --seed 0`.
+
+The result is a plain folder, as a user would bring it: instructions with deliberately flawed answers (two in five
+wrong, half without the wanted form), judged answers, held-out prompts, a rubric, a prompt template, and a base model of
+random weights. All that the model is trained on later comes from here or from the model itself.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo import world
+from self_reward import jsonl
+from self_reward.errors import UserError
+from self_reward.judge import judge_prompt
+from self_reward.prompts import few_shot_prompt, prompt_id
+
+RUBRIC = "judge the response with five points .\ntask {prompt}\nresponse {response} end\n"
+PROMPT_TEMPLATE = "# example: task {prompt} end\nwrite a new task .\n{examples}\n"
+SHOTS = 4  # tasks shown when a new one is asked for; presets/demo.yaml asks with as many
+
+HELD_OUT = 1000
+HELD_OUT_GROUPS, RESPONSES_A_GROUP = 100, 4
+INSTRUCTIONS, JUDGEMENTS, NEW_TASKS, REPETITIONS = 18_000, 26_000, 5_000, 9_000
+MISTAKES = 0.4
+
+SPECIAL = ["<pad>", "<unk>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ ' <|end|>' }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+)
+RECORD = "demo.json"  # what was written, by hash; makes a second run find its work done
+
+
+class Tasks:
+    """Tasks in random order, none of them held out."""
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+        self.held_out: set[str] = set()
+
+    def hold_out(self, count: int) -> list[str]:
+        tasks: dict[str, None] = {}
+        while len(tasks) < count:
+            task = world.make_task(self.rng)
+            if task not in self.held_out:
+                tasks[task] = None
+        self.held_out |= set(tasks)
+        return list(tasks)
+
+    def make(self) -> str:
+        while (task := world.make_task(self.rng)) in self.held_out:
+            pass
+        return task
+
+
+# ---- the data
+
+
+def make_rows(tasks: Tasks) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every file, by path."""
+    held_out = tasks.hold_out(HELD_OUT)
+    groups = [ranked_responses(tasks.rng, prompt) for prompt in tasks.hold_out(HELD_OUT_GROUPS)]
+    instructions = [instruction(tasks) for _ in range(INSTRUCTIONS)]
+    # every other judgement is of a response with a given score, so that rare scores are learnt too
+    judgements = [judged(tasks, score=i // 2 % 6 if i % 2 else None) for i in range(JUDGEMENTS)]
+    together = instructions + judgements + [new_task(tasks) for _ in range(NEW_TASKS)]
+    together += [repetition(tasks.rng) for _ in range(REPETITIONS)]
+    tasks.rng.shuffle(together)
+    return {
+        "M0/train/ift.jsonl": instructions,
+        "M0/train/ift+eft.jsonl": together,
+        "M0/eval/prompts.jsonl": [{"prompt": prompt} for prompt in held_out],
+        "M0/eval/eft.jsonl": groups,
+    }
+
+
+def row(prompt: str, response: str, source: str) -> dict[str, Any]:
+    return {"prompt_id": prompt_id(prompt), "prompt": prompt, "response": response, "source": source}
+
+
+def instruction(tasks: Tasks) -> dict[str, Any]:
+    """A task and a person's response, which is wrong in two cases of five."""
+    prompt = tasks.make()
+    return row(prompt, world.make_response(tasks.rng, prompt, mistakes=MISTAKES), "ift")
+
+
+def judged(tasks: Tasks, score: int | None) -> dict[str, Any]:
+    """A response and a person's judgement of it; of one with the given score, or of any."""
+    while True:
+        prompt = tasks.make()
+        response = world.make_response(tasks.rng, prompt, mistakes=0.6)
+        if score is None or world.verify(prompt, response)["reward"] == score:
+            return row(judge_prompt(RUBRIC, prompt, response), world.judgement(prompt, response), "eft")
+
+
+def new_task(tasks: Tasks) -> dict[str, Any]:
+    """A request for a new task, and a new task."""
+    return row(few_shot_prompt(PROMPT_TEMPLATE, [tasks.make() for _ in range(SHOTS)]), tasks.make(), "ift")
+
+
+def repetition(rng: random.Random) -> dict[str, Any]:
+    """A list, written three times. A model of random weights learns from it to copy; without it, it hardly gets a task
+    right (accuracy .13 in place of .68)."""
+    words = world.make_list(rng, shortest=4, longest=7)
+    return row(" ".join(words), " ".join(words * 3), "ift")
+
+
+def ranked_responses(rng: random.Random, prompt: str) -> dict[str, Any]:
+    """Different responses to a held-out prompt; rank 0 is the best, equally good ones share a rank."""
+    responses: dict[str, float] = {}
+    while len(responses) < RESPONSES_A_GROUP:
+        response = world.make_response(rng, prompt, mistakes=0.6)
+        responses[response] = world.verify(prompt, response)["reward"]
+    order = sorted(set(responses.values()), reverse=True)
+    return {"prompt": prompt, "responses": [{"text": r, "rank": order.index(score)} for r, score in responses.items()]}
+
+
+# ---- the base model
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [RUBRIC, *PROMPT_TEMPLATE.splitlines()[1:], *world.PHRASES, *world.WORDS, *world.NUMBERS, *world.POINTS]
+    texts += ["answer : .", "check none yes no", "score 0 1 2 3 4 5"]
+    words = {word for text in texts for word in text.split() if not word.startswith("{")}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL[4:],
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_base_model(folder: Path, seed: int) -> None:
+    """Save a Llama of 0.9 million random parameters, and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# ---- writing
+
+
+def make(data_repo: Path, seed: int) -> bool:
+    """Write everything to `data_repo`; False when it is there already. Raises UserError where other data is."""
+    if data_repo.exists() and any(data_repo.iterdir()):
+        check(data_repo, seed)
+        return False
+    building = data_repo.with_name(data_repo.name + ".part")
+    shutil.rmtree(building, ignore_errors=True)
+    for path, rows in make_rows(Tasks(seed)).items():
+        print(f"{path}: {jsonl.write(building / path, rows)} rows", flush=True)
+    for path, text in {"rubrics/list_tasks.txt": RUBRIC, "prompt_templates/list_tasks.txt": PROMPT_TEMPLATE}.items():
+        (building / path).parent.mkdir(parents=True)
+        (building / path).write_text(text, encoding="utf-8")
+    make_base_model(building / "models/base", seed)
+    files = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
+    record = {"seed": seed, "files": {path: _sha256(building / path) for path in files}}
+    (building / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if data_repo.exists():
+        data_repo.rmdir()
+    building.rename(data_repo)
+    return True
+
+
+def check(data_repo: Path, seed: int) -> None:
+    """Raise UserError unless `data_repo` holds the demo's data of this seed, unchanged."""
+    try:
+        record = json.loads((data_repo / RECORD).read_text(encoding="utf-8"))
+        found, files = record["seed"], record["files"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{data_repo} holds other files; give a folder that is empty or not there yet") from None
+    if found != seed:
+        raise UserError(f"{data_repo} holds the demo's data of seed {found}, not {seed}; give another folder")
+    changed = [name for name, digest in files.items() if _sha256(data_repo / name) != digest]
+    if changed:
+        raise UserError(
+            [f"{data_repo / name} is missing or changed since it was made; remove {data_repo}" for name in changed]
+        )
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_repo", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and of the base model")
+    arguments = parser.parse_args()
+    try:
+        made = make(arguments.data_repo, arguments.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{arguments.data_repo}: {'ready' if made else 'is there already'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

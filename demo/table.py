@@ -1,0 +1,151 @@
+"""Print what the demo's checkpoints are worth, and plot it: `python -m demo.table --data_repo demo-data`.
+
+Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them; writes learning.png beside them, or to --plot.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from self_reward.errors import UserError
+
+MEASURES = ("reward", "reward_without_form", "accuracy", "form")
+MOST = {"reward": 5, "reward_without_form": 4, "accuracy": 1, "form": 1}
+
+
+def read_evaluations(data_repo: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(checkpoint, measurements) of every evaluated checkpoint, in the order in which they were trained."""
+    found = []
+    for path in data_repo.glob("M*/eval/*.json"):
+        match = re.fullmatch(r"M(\d+)/eval/(sft|dpo)\.json", path.relative_to(data_repo).as_posix())
+        if match:
+            measured = json.loads(path.read_text(encoding="utf-8"))
+            if not set(MEASURES) <= set(measured.get("verifier", {})):
+                raise UserError(
+                    f"{path} has no figures of demo.world:verify; evaluate with --verifier demo.world:verify"
+                )
+            found.append(((int(match[1]), match[2] == "dpo"), f"M{match[1]}/{match[2]}", measured))
+    if not found:
+        raise UserError(f"no M*/eval/*.json in {data_repo}; run the loop first (make demo)")
+    return [(name, measured) for _, name, measured in sorted(found, key=lambda entry: entry[0])]
+
+
+def paper_name(number: int, checkpoint: str) -> str:
+    """The paper calls the SFT model of the first iteration M1 and numbers on from there."""
+    return f"M{number + 1}" if checkpoint in ("M0/sft", *(f"M{k}/dpo" for k in range(number))) else ""
+
+
+def table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
+    """One line a checkpoint: each measure with its standard error, and the judge against the truth."""
+    lines = [
+        "checkpoint  paper  reward (of 5)   without form (of 4)  accuracy        form            "
+        "judge: r      equal   agrees with ranks"
+    ]
+    for number, (name, measured) in enumerate(evaluations):
+        judge = measured.get("judge", {})
+        figures = [_with_error(measured["verifier"][key]) for key in MEASURES]
+        lines.append(
+            f"{name:<12}{paper_name(number, name):<7}{figures[0]:<16}{figures[1]:<21}{figures[2]:<16}{figures[3]:<16}"
+            f"{_number(judge.get('verifier_correlation')):<14}{_number(judge.get('verifier_exact')):<8}"
+            f"{_number((judge.get('agreement') or {}).get('pairwise_accuracy'))}"
+        )
+    return "\n".join(lines)
+
+
+def change(evaluations: list[tuple[str, dict[str, Any]]], key: str = "reward") -> tuple[float, float]:
+    """Last minus first checkpoint, and that difference in standard errors (the two samples taken as independent)."""
+    first, last = (evaluations[i][1]["verifier"][key] for i in (0, -1))
+    difference = last["mean"] - first["mean"]
+    error = (first["se"] ** 2 + last["se"] ** 2) ** 0.5
+    return difference, difference / error if error else 0.0
+
+
+def conclusion(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
+    """What the figures say, in words."""
+    if len(evaluations) < 2:
+        return "One checkpoint only: nothing to compare with."
+    lines = []
+    for key in ("reward", "reward_without_form", "accuracy"):
+        difference, errors = change(evaluations, key)
+        lines.append(
+            f"{key.replace('_', ' ')}: {difference:+.3f} from {evaluations[0][0]} to {evaluations[-1][0]}, "
+            f"{errors:+.1f} standard errors"
+        )
+    rises = change(evaluations)[1] > 2
+    lines.append(
+        "Held-out reward rises by more than two standard errors."
+        if rises
+        else "Held-out reward does not rise by two standard errors."
+    )
+    return "\n".join(lines)
+
+
+def plot(evaluations: list[tuple[str, dict[str, Any]]], path: Path) -> None:
+    """Write a PNG: reward and accuracy with 95 % intervals, and the judge's correlation with the truth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [
+        name + (f"\n({paper})" if (paper := paper_name(i, name)) else "") for i, (name, _) in enumerate(evaluations)
+    ]
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for axis, keys, title in (
+        (left, ("reward", "reward_without_form"), "reward on held-out prompts"),
+        (middle, ("accuracy", "form"), "share of right answers, of good form"),
+    ):
+        for key in keys:
+            means = [measured["verifier"][key]["mean"] for _, measured in evaluations]
+            errors = [1.96 * measured["verifier"][key]["se"] for _, measured in evaluations]
+            label = f"{key.replace('_', ' ')} (of {MOST[key]})"
+            axis.errorbar(names, means, yerr=errors, marker="o", capsize=4, label=label)
+        axis.set_title(title)
+    judge = [measured.get("judge", {}) for _, measured in evaluations]
+    for key, label in (
+        ("verifier_correlation", "correlation with the truth"),
+        ("verifier_exact", "score equals the truth"),
+    ):
+        values = [float("nan") if j.get(key) is None else j[key] for j in judge]
+        right.plot(names, values, marker="o", label=label)
+    right.set_title("the model as judge of its own answers")
+    right.set_ylim(0, 1)
+    for axis in (left, middle, right):
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _with_error(figure: dict[str, float]) -> str:
+    return f"{figure['mean']:.3f} ± {figure['se']:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_repo", type=Path, required=True, help="data repository of the finished loop")
+    parser.add_argument("--plot", type=Path, help="PNG to write; default: learning.png in the data repository")
+    arguments = parser.parse_args()
+    path = arguments.plot or arguments.data_repo / "learning.png"
+    try:
+        evaluations = read_evaluations(arguments.data_repo)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(evaluations))
+    print("\nMean ± standard error over", f"{evaluations[0][1]['prompts']} held-out prompts, one answer each.")
+    print(conclusion(evaluations))
+    plot(evaluations, path)
+    print(f"Plot: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
