@@ -310,7 +310,8 @@ class _Needs:
 
     def checkpoint(self, role: str, name: str) -> None:
         try:
-            names, base = ("base",), None
+            names: tuple[str, ...] = ("base",)
+            base = None
             if name != "base":
                 names, base = chain(name, self.files, self.small)
         except UserError as error:

@@ -1,6 +1,6 @@
 """self-reward: what people do with a run beside running it.
 
-  self-reward export M1/dpo --to DIR --data_repo DIR [--base_model MODEL]   a servable folder of any checkpoint
+self-reward export M1/dpo --to DIR --data_repo DIR [--base_model MODEL]   a servable folder of any checkpoint
 """
 
 import sys

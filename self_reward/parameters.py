@@ -535,14 +535,14 @@ def markdown() -> str:
     lines = [
         "# Parameters",
         "",
-        "Generated from self_reward/parameters.py by `make docs`. Each name is the flag (`--judge_votes 3`), the key in",
+        "Generated from self_reward/parameters.py by `make docs`. A name is the flag (`--judge_votes 3`), the key in",
         "a parameter file and the Argo parameter. Fields marked with * do not affect what a stage writes.",
         "",
         "| parameter | type | default | bounds | stages | meaning |",
         "|---|---|---|---|---|---|",
     ]
-    names = dict.fromkeys(name for model in [*list(STAGES.values())[1:], Plan] for name in model.model_fields)
-    for name in names:
+    models: list[type[Run]] = [*list(STAGES.values())[1:], Plan]  # what is plan's alone comes last
+    for name in dict.fromkeys(name for model in models for name in model.model_fields):
         field = Plan.model_fields[name]
         stages = [stage for stage, model in STAGES.items() if name in model.model_fields and stage != "plan"]
         everywhere = len(stages) == len(STAGES) - 1

@@ -19,8 +19,9 @@ from self_reward.store import open_store
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
-    "sft_max_steps": 70, "num_prompts": 24, "eval_prompts": 40, "eval_judge_groups": 10, "dpo_epochs": 1, "dpo_batch_size": 8, "dpo_micro_batch_size": 8, "dpo_warmup_ratio": 0,
-    "min_margin": 0, "judge_votes": 2, "prompt_pattern": "", "prompt_min_words": 3, "sampler_batch_size": 32, "prompt_max_requests": 40,
+    "sft_max_steps": 70, "num_prompts": 24, "eval_prompts": 40, "eval_judge_groups": 10, "min_margin": 0,
+    "judge_votes": 2, "prompt_pattern": "", "prompt_min_words": 3, "prompt_max_requests": 40, "sampler_batch_size": 32,
+    "dpo_epochs": 1, "dpo_batch_size": 8, "dpo_micro_batch_size": 8, "dpo_warmup_ratio": 0,
 }  # fmt: skip
 ORDER = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_gen_preferences", "05_dpo", "06_evaluate"]
 
