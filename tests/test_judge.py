@@ -22,13 +22,15 @@ ADDITIVE = judge.builtin("additive")
 TOY = "judge the response . instruction : {prompt} response : {response} end"
 
 
-def test_the_builtin_rubric_has_the_papers_form():
+def test_b13_the_score_is_asked_for_last_and_the_rubric_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert judge.builtin("additive") == ADDITIVE
     assert ADDITIVE.count("Add 1 point") == 1 and "fifth point" in ADDITIVE
     criteria, user, response, score = (
         ADDITIVE.index(part)
         for part in ("fifth point", "{prompt}", "<response>{response}</response>", "Score: <total points>")
     )
-    assert criteria < user < response < score  # rubric first (shared prefix), score last (bug B13)
+    assert criteria < user < response < score  # rubric first: a prefix that all requests share
     assert ADDITIVE.index("justify") < score
 
 
