@@ -28,11 +28,11 @@ $(READY): requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
 
 .PHONY: demo
 demo: setup  ## The whole loop on this machine: a tiny model that learns, in about 20 minutes
-	PYTHON=$(PYTHON) demo/run.sh $(DATA_REPO) $(SEED)
+	PYTHON=$(PYTHON) demo/run.sh "$(DATA_REPO)" $(SEED)
 
 .PHONY: demo-data
 demo-data: setup  ## Only the demo's data repository: training data and tiny base model (DATA_REPO=...)
-	$(PYTHON) -m demo.make_data --data_repo $(DATA_REPO) --seed $(SEED)
+	$(PYTHON) -m demo.make_data --data_repo "$(DATA_REPO)" --seed $(SEED)
 
 ##@ Check
 

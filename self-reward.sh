@@ -33,14 +33,14 @@ fi
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 # Checks every parameter and the data before anything is run, and hands the parameters on to the stages.
-settings=$("$PYTHON" "$stages/plan.py" --base_model "$model" --start_iteration "$start" "$@")
+settings=$("$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start")
 iterations='' data_repo=''
 eval "$settings"
 
 stop_file=$(mktemp)
 trap 'rm -f "$stop_file"' EXIT
 # A stage runs in the background so that a signal to this script reaches it at once, and not when the stage has ended.
-trap 'kill -TERM "${child:-}" 2>/dev/null; wait "${child:-}"; exit 143' TERM INT
+trap 'kill -TERM "${child:-}" 2>/dev/null || true; wait "${child:-}" 2>/dev/null || true; exit 143' TERM INT HUP
 run() {
   "$PYTHON" "$stages/$1.py" --iteration "$2" --stop_file "$stop_file" &
   child=$!

@@ -26,7 +26,7 @@ SHOTS = 4  # tasks shown when a new one is asked for; presets/demo.yaml asks wit
 
 HELD_OUT = 1000
 HELD_OUT_GROUPS, RESPONSES_A_GROUP = 100, 4
-INSTRUCTIONS, JUDGEMENTS, NEW_TASKS, REPETITIONS = 18_000, 26_000, 5_000, 9_000
+INSTRUCTIONS, JUDGEMENTS, NEW_TASKS, REPETITIONS, COMPARISONS = 18_000, 26_000, 5_000, 9_000, 9_000
 MISTAKES = 0.4
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -72,6 +72,7 @@ def make_rows(tasks: Tasks) -> dict[str, list[dict[str, Any]]]:
     judgements = [judged(tasks, score=i // 2 % 6 if i % 2 else None) for i in range(JUDGEMENTS)]
     together = instructions + judgements + [new_task(tasks) for _ in range(NEW_TASKS)]
     together += [repetition(tasks.rng) for _ in range(REPETITIONS)]
+    together += [comparison(tasks.rng) for _ in range(COMPARISONS)]
     tasks.rng.shuffle(together)
     return {
         "M0/train/ift.jsonl": instructions,
@@ -112,6 +113,14 @@ def repetition(rng: random.Random) -> dict[str, Any]:
     return row(" ".join(words), " ".join(words * 3), "ift")
 
 
+def comparison(rng: random.Random) -> dict[str, Any]:
+    """Two lists, compared word by word. Judging needs this skill; without these rows it depends on the seed whether a
+    model learns it in the steps that there are."""
+    words = world.make_list(rng)
+    other = [word if rng.random() < 0.5 else rng.choice(world.WORDS) for word in words]
+    return row(f"compare {' '.join(words)} with {' '.join(other)}", world.side_by_side(words, other), "ift")
+
+
 def ranked_responses(rng: random.Random, prompt: str) -> dict[str, Any]:
     """Different responses to a held-out prompt; rank 0 is the best, equally good ones share a rank."""
     responses: dict[str, float] = {}
@@ -130,7 +139,7 @@ def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     texts = [RUBRIC, *PROMPT_TEMPLATE.splitlines()[1:], *world.PHRASES, *world.WORDS, *world.NUMBERS, *world.POINTS]
-    texts += ["answer : .", "check none yes no", "score 0 1 2 3 4 5"]
+    texts += ["answer : .", "check none yes no", "compare with", "score 0 1 2 3 4 5"]
     words = {word for text in texts for word in text.split() if not word.startswith("{")}
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

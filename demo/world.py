@@ -127,11 +127,15 @@ def judgement(prompt: str, response: str) -> str:
     """
     got = points(prompt, response)
     expected, given = solve(*_task(prompt)), read_response(response)[0]
+    verdicts = " ".join(f"{name} {_yes(value)}" for name, value in got.items())
+    return f"{side_by_side(expected, given)} {verdicts} score : {sum(got.values())}"
+
+
+def side_by_side(expected: list[str], given: list[str]) -> str:
+    """Two lists word by word, and whether the words are equal."""
     size = max(len(expected), len(given))
     rows = zip(expected + ["none"] * (size - len(expected)), given + ["none"] * (size - len(given)), strict=True)
-    working = " ".join(f"{a} {b} {_yes(a == b)}" for a, b in rows)
-    verdicts = " ".join(f"{name} {_yes(value)}" for name, value in got.items())
-    return f"check {working} . {verdicts} score : {sum(got.values())}"
+    return f"check {' '.join(f'{a} {b} {_yes(a == b)}' for a, b in rows)} ."
 
 
 def _yes(value: bool) -> str:

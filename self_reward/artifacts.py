@@ -29,6 +29,8 @@ EVAL_OF_SFT = "M{k}/eval/sft.json"
 EVAL_OF_DPO = "M{k}/eval/dpo.json"
 MERGED = "M{k}/models/dpo/merged"
 
+BUILTIN = {"rubric": ("additive",), "prompt_template": ("few_shot",), "chat_template": ("auto", "plain")}
+
 Columns = dict[str, Any]
 PROMPT_COLUMNS: Columns = {"prompt_id": str, "prompt": str}
 RESPONSE_COLUMNS: Columns = {**PROMPT_COLUMNS, "completion": str}
@@ -49,8 +51,10 @@ class Artifact:
 ARTIFACTS: dict[str, Artifact] = {
     "train": Artifact(TRAIN, "user", ("00_sft", "01_gen_prompts", "05_dpo", "06_evaluate"), ("prompt", "response")),
     "seeds": Artifact(SEEDS, "user", ("01_gen_prompts",), ("prompt", "response")),
-    "eval_prompts": Artifact(EVAL_PROMPTS, "user", ("00_sft", "01_gen_prompts", "06_evaluate"), ("prompt",)),
-    "eval_eft": Artifact(EVAL_EFT, "user", ("00_sft", "01_gen_prompts", "06_evaluate"), ("prompt", "responses")),
+    "eval_prompts": Artifact(EVAL_PROMPTS, "user", ("00_sft", "01_gen_prompts", "05_dpo", "06_evaluate"), ("prompt",)),
+    "eval_eft": Artifact(
+        EVAL_EFT, "user", ("00_sft", "01_gen_prompts", "05_dpo", "06_evaluate"), ("prompt", "responses")
+    ),
     "sft": Artifact(SFT, "00_sft", ("01_gen_prompts", "02_gen_responses", "03_gen_scores", "05_dpo", "06_evaluate")),
     "prompts": Artifact(
         PROMPTS, "01_gen_prompts", ("01_gen_prompts", "02_gen_responses"), ("prompt_id", "prompt", "source")
@@ -154,14 +158,12 @@ def chain(name: str, files: Collection[str], small: Mapping[str, bytes]) -> tupl
 
 
 def _no_checkpoint(name: str, files: Collection[str]) -> str:
+    if not re.fullmatch(r"M\d+/(sft|dpo)", name):
+        return f"{name!r} names no checkpoint; expected base, or a name such as M0/sft or M0/dpo"
     there = sorted({p.split("/models/")[0] + "/" + p.split("/")[2] for p in files if "/final_checkpoint/" in p})
-    model, _, kind = name.partition("/")
-    start = int(model[1:]) if model[1:].isdigit() else 0
     return (
         f"checkpoint {name} is not there; the data repository has {', '.join(there) or 'none'}. "
-        f"Make it with ./self-reward.sh stages BASE_MODEL {model} --iterations 1"
-        if kind in ("sft", "dpo") and model[:1] == "M" and start >= 0
-        else f"{name!r} names no checkpoint; expected policy, base, or a name such as M0/sft or M0/dpo"
+        f"Make it with ./self-reward.sh stages BASE_MODEL {name.partition('/')[0]} --iterations 1"
     )
 
 
@@ -214,17 +216,20 @@ def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[s
         needs.paths |= _required({"preferences": PREFERENCES}, {"preferences": "04_gen_preferences"}, k, files)
         if parameters.eft_replay > 0:
             needs.judging_examples(k)
+            needs.held_out()
             needs.text("rubric", parameters.rubric)
         needs.checkpoint("policy", policy_name(k, parameters.sft, files))
         return needs.inputs({"dpo": DPO.format(k=k)})
     if stage == "06_evaluate":
         outputs = {}
+        needs.held_out()
+        if not needs.paths and train_path(0, files) is None:
+            return Inputs({}, {}, nothing_to_do=f"no held-out data: neither {EVAL_PROMPTS} nor {EVAL_EFT} is there")
         if k == 0 and has_sft(0, parameters.sft, files):
             needs.checkpoint("M0/sft", "M0/sft")
             outputs["eval_of_sft"] = EVAL_OF_SFT.format(k=k)
         needs.checkpoint(f"M{k}/dpo", f"M{k}/dpo")
         outputs["eval_of_dpo"] = EVAL_OF_DPO.format(k=k)
-        needs.held_out()
         train = train_path(0, files)
         if train is not None and not {"eval_prompts", "eval_eft"} <= set(needs.paths):
             needs.paths["train"] = train
@@ -260,10 +265,10 @@ def missing_for_run(parameters: Any, files: Collection[str], small: Mapping[str,
     needs.text("rubric", parameters.rubric)
     needs.text("chat_template", parameters.chat_template)
     needs.text("prompt_template", parameters.prompt_template)
-    if not re.fullmatch(r"policy|base|M\d+/(sft|dpo)", parameters.prompt_model):
-        needs.problems.append(
-            f"prompt_model = {parameters.prompt_model}: expected policy, base, or a checkpoint such as M0/sft"
-        )
+    if parameters.eft_replay > 0:
+        needs.judging_examples(start)
+    if parameters.prompt_model not in ("policy", "base", policy_name(start, parameters.sft, files)):
+        needs.checkpoint("prompt_model", parameters.prompt_model)
     try:
         needs.inputs({})
     except UserError as error:
@@ -324,13 +329,13 @@ class _Needs:
                 self.paths[f"checkpoint:{one}"] = checkpoint_path(one)
 
     def text(self, name: str, value: str) -> None:
-        """A built-in name (without a slash or dot) needs no file; anything else is a path in the data repository."""
-        if "/" not in value and "." not in value:
-            return
+        """A built-in name needs no file; anything else is a path in the data repository."""
         if value in self.files:
             self.paths[name] = value
-        else:
-            self.problems.append(f"{name} = {value}: no such file in the data repository, and no built-in name")
+        elif value not in BUILTIN[name]:
+            self.problems.append(
+                f"{name} = {value}: no such file in the data repository, nor built in ({', '.join(BUILTIN[name])} is)"
+            )
 
     def held_out(self) -> None:
         for name, path in (("eval_prompts", EVAL_PROMPTS), ("eval_eft", EVAL_EFT)):

@@ -3,6 +3,7 @@
 self-reward export M1/dpo --to DIR --data_repo DIR [--base_model MODEL]   a servable folder of any checkpoint
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -26,11 +27,12 @@ def _main(words: list[str]) -> None:
     if len(words) == 1 or words[1] in ("-h", "--help"):
         parameters.parse("07_export", __doc__ or "", ["--help"])
     name, rest = words[1], words[2:]
-    if "--to" not in rest or rest.index("--to") + 1 >= len(rest):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--to")
+    known, flags = parser.parse_known_args(rest)
+    if not known.to:
         raise UserError("export needs --to DIR, a folder that is new or empty")
-    at = rest.index("--to")
-    to = Path(rest[at + 1])
-    export(name, to, parameters.parse("07_export", __doc__ or "", rest[:at] + rest[at + 2 :]))
+    export(name, Path(known.to), parameters.parse("07_export", __doc__ or "", flags))
 
 
 def export(name: str, to: Path, p: parameters.Export) -> None:

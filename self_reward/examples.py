@@ -24,7 +24,7 @@ def read(path: Path) -> list[Example]:
     """
     examples, problems = [], []
     for number, row in enumerate(jsonl.read(path, {"prompt": str}), 1):
-        response = row.get("response", row.get("completion"))
+        response = row.get("response") or row.get("completion")
         if not isinstance(response, str):
             found = ", ".join(row)
             problems.append(f"{path.name} row {number}: no text in column response (or completion); found {found}")
@@ -33,7 +33,7 @@ def read(path: Path) -> list[Example]:
         elif not response.strip():
             problems.append(f"{path.name} row {number}: the response is empty")
         else:
-            examples.append(Example(row["prompt"], response, str(row.get("source") or "ift")))
+            examples.append(Example(row["prompt"], response, str(row.get("source") or "ift").lower()))
     if len(problems) > jsonl.MOST_PROBLEMS:
         problems[jsonl.MOST_PROBLEMS :] = [f"and {len(problems) - jsonl.MOST_PROBLEMS} more rows with problems"]
     if not examples and not problems:

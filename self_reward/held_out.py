@@ -25,7 +25,8 @@ def read(
         rows_prompts = []
     texts = examples.read_prompts(eval_prompts) if eval_prompts is not None else list(dict.fromkeys(rows_prompts))
     if eval_eft is not None:
-        return texts, examples.read_ranked(eval_eft)
+        ranked = examples.read_ranked(eval_eft)
+        return texts or [prompt for prompt, _ in ranked], ranked
     groups: dict[str, list[tuple[str, float]]] = {}
     if eval_prompts is None:
         for row in rows:

@@ -41,7 +41,11 @@ def _parse(line: bytes, required: dict[str, Any]) -> tuple[dict[str, Any], str |
     if len(line) > LONGEST_ROW:
         return {}, f"a row of {len(line)} bytes; the longest allowed is {LONGEST_ROW}"
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line or b"\\uD" in line:  # half of a pair stands for no character and could not be written again
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return {}, "half of a surrogate pair (\\ud800 to \\udfff alone) stands for no character; remove it"
     except UnicodeDecodeError as error:
         return {}, f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8"
     except ValueError as error:

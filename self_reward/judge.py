@@ -130,6 +130,7 @@ _NOT_THE_END = re.compile(
     r"[A-Za-z0-9_]|[.,:][0-9]|[ \t]{0,3}(?:%|/|\+[ \t]{0,3}[0-9])|[ \t]{1,3}[0-9]|-[A-Za-z]"
     r"|[ \t]{0,3}(?:[-\u2010-\u2014\u2212~]|to[ \t]|or[ \t]|through[ \t])"
     rf"[ \t]{{0,3}}[*_]{{0,4}}{_NUMBER}"
+    r"|[ \t]{1,3}(?:hundred|thousand)"
     r"|[ \t]{1,3}and[ \t]{1,3}a[ \t]{1,3}(?:half|quarter)|[ \t]{1,3}point[ \t]{1,3}" + _NUMBER,
     _FLAGS,
 )
@@ -195,20 +196,12 @@ def parse_score(text: str, low: float = 0, high: float = 5) -> float | None:
 
     `text` is the answer alone, never the judge's prompt, which holds the candidate's text. The last stated score
     counts, and when that one is unreadable or not between `low` and `high` there is none: an earlier one is not the
-    judge's word. A fraction without the word score counts when its denominator is `high`, a bare number when it is the
-    whole answer, and "a score of 4" when nothing else does.
+    judge's word. Where none is stated, a bare number counts that is the whole answer, else a fraction whose denominator
+    is `high`, else "a score of 4"; a stated score wins over these, since a judge also writes what "a 5/5 answer" would
+    have had.
     """
+    text = text.replace("\u00a0", " ")
     stated = _last_stated(text)
-    # A fraction counts as the later statement only on a later line: the rest of the stated score's own line explains
-    # it.
-    line_end = 0 if stated is None else text.find("\n", stated)
-    if line_end >= 0:
-        last = None
-        for fraction in _FRACTION.finditer(text, line_end):
-            if _number(fraction[1]) == high:
-                last = fraction
-        if last:
-            return _value_at(text, last.start(), low, high)[0]
     if stated is not None:
         return _value_at(text, stated, low, high)[0]
     if len(text) <= 1000:
@@ -216,11 +209,15 @@ def parse_score(text: str, low: float = 0, high: float = 5) -> float | None:
         score, end = _value_at(text, whole, low, high)
         if score is not None and not text[end:].strip(" \t\r\n.*_`"):
             return score
-    for keyword in reversed([match.end() for match in _KEYWORD.finditer(text)]):
-        start = _after_keyword(text, keyword, _MENTIONS)
-        if start is not None:
-            return _value_at(text, start, low, high)[0]
-    return None
+    last = None
+    for fraction in _FRACTION.finditer(text):
+        if _number(fraction[1]) == high:
+            last = fraction.start()
+    if last is None:
+        for keyword in _KEYWORD.finditer(text):
+            start = _after_keyword(text, keyword.end(), _MENTIONS)
+            last = last if start is None else start
+    return None if last is None else _value_at(text, last, low, high)[0]
 
 
 def score_prefix(text: str, label: str = "\nScore: ") -> str:

@@ -35,7 +35,7 @@ class Fields(BaseModel):
     """How all groups of fields below are read."""
 
     # defer_build: only the stage that is asked for is built, which saves a fifth of a second at every start
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=True, allow_inf_nan=False)
 
 
 class Run(Fields):
@@ -88,9 +88,9 @@ class Sampling(Fields):
     sampler: Literal["auto", "vllm", "transformers"] = "auto"
     """Engine that generates text; auto: vllm where it is installed and there is a GPU, else transformers."""
     sampler_batch_size: int = Field(64, ge=1)
-    """Prompts in one chunk of the transformers sampler. Samples are seeded by chunk, so it affects them."""
+    """Prompts in one chunk of the transformers sampler. Rounding depends on the batch, so it can affect samples."""
     max_model_len: int | None = Field(None, ge=16)
-    """Longest sequence (prompt and answer, in tokens) of the vllm engine; default: the model's."""
+    """Longest sequence (prompt and answer, in tokens); default: the model's."""
     generate_gpus: int = neutral(1, ge=1)
     """GPUs of one generating process (vllm's tensor_parallel_size)."""
     gpu_memory_utilization: float = neutral(0.9, gt=0, le=1)
@@ -105,11 +105,18 @@ class Rubric(Fields):
     holds {prompt} and {response} once each."""
 
 
-class Judging(Rubric):
+class Scale(Fields):
+    """The scores that there are."""
+
+    score_min: int = Field(0, ge=0, le=9)
+    """Lowest score on the rubric's scale."""
+    score_max: int = Field(5, ge=1, le=9)
+    """Highest score on the rubric's scale."""
+
+
+class Judging(Rubric, Scale):
     """How a response is judged."""
 
-    judge_votes: int = Field(3, ge=1)
-    """Judgements of each response; their mean is its score."""
     judge_temperature: float = Field(0.7, ge=0)
     """Sampling temperature of the judge."""
     judge_top_p: float = Field(0.9, gt=0, le=1)
@@ -119,12 +126,6 @@ class Judging(Rubric):
     judge_forced_score: bool = False
     """After each justification ask for the score alone and take its expected value over the digits' probabilities,
     so that no judgement is unreadable (G-Eval, arXiv 2303.16634)."""
-    score_min: int = Field(0, ge=0, le=9)
-    """Lowest score on the rubric's scale."""
-    score_max: int = Field(5, ge=1, le=9)
-    """Highest score on the rubric's scale."""
-    min_parse_rate: float = Field(0.5, ge=0, le=1)
-    """Stop rule: share of judgements that must be readable."""
 
 
 class Answering(Fields):
@@ -170,9 +171,9 @@ class Sft(Run, BaseModelSource, Rubric, HeldOut, Lora):
     """Passes over the data."""
     sft_max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; wins over sft_epochs."""
-    sft_learning_rate: float = Field(5.5e-6, gt=0, le=1)
-    """Highest learning rate. The default is the paper's, for full fine-tuning of a large model."""
-    sft_min_learning_rate: float = Field(1.1e-6, ge=0, le=1)
+    sft_learning_rate: float = Field(1e-4, gt=0, le=1)
+    """Highest learning rate. The default is for lora; full fine-tuning of a large model wants 5.5e-6 (the paper)."""
+    sft_min_learning_rate: float = Field(1e-5, ge=0, le=1)
     """Learning rate at the end of the cosine."""
     sft_warmup_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of steps with rising learning rate."""
@@ -226,7 +227,7 @@ class GenPrompts(Run, BaseModelSource, Sampling, HeldOut):
     """Regular expression that must be found in a new prompt; ^ and $ make it match as a whole."""
     prompt_max_requests: float = Field(8.0, ge=1)
     """Requests for new prompts at most, as a multiple of num_prompts; then the stage goes on with what it has."""
-    min_prompt_yield: float = Field(0.02, ge=0, le=1)
+    min_prompt_yield: float = neutral(0.02, ge=0, le=1)
     """The stage ends with an error when a smaller share of what the model writes is usable."""
 
 
@@ -241,6 +242,11 @@ class GenResponses(Run, BaseModelSource, Sampling, Answering):
 
 class GenScores(Run, BaseModelSource, Sampling, Judging):
     """03_gen_scores"""
+
+    judge_votes: int = Field(3, ge=1)
+    """Judgements of each response; their mean is its score."""
+    min_parse_rate: float = neutral(0.5, ge=0, le=1)
+    """Stop rule: share of judgements that must be readable."""
 
 
 class GenPreferences(Run):
@@ -262,11 +268,11 @@ class GenPreferences(Run):
     shuffle_preferences: bool = False
     """Control experiment: pair by random scores instead of the judge's. A run that still improves did not learn from
     the judge."""
-    min_pairs: int = Field(1, ge=1)
+    min_pairs: int = neutral(1, ge=1)
     """Stop rule: pairs that an iteration must have."""
 
 
-class Dpo(Run, BaseModelSource, Rubric, Lora):
+class Dpo(Run, BaseModelSource, Rubric, Scale, HeldOut, Lora):
     """05_dpo"""
 
     dpo_finetune: Literal["lora", "full"] = "lora"
@@ -286,9 +292,9 @@ class Dpo(Run, BaseModelSource, Rubric, Lora):
     """Passes over the pairs."""
     dpo_max_steps: int | None = Field(None, ge=1)
     """Optimizer steps; wins over dpo_epochs."""
-    dpo_learning_rate: float = Field(1e-6, gt=0, le=1)
-    """Highest learning rate. The default is the paper's, for full fine-tuning of a large model."""
-    dpo_min_learning_rate: float = Field(1e-7, ge=0, le=1)
+    dpo_learning_rate: float = Field(5e-6, gt=0, le=1)
+    """Highest learning rate. The default is for lora; full fine-tuning of a large model wants 1e-6 (the paper)."""
+    dpo_min_learning_rate: float = Field(5e-7, ge=0, le=1)
     """Learning rate at the end of the cosine."""
     dpo_warmup_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of steps with rising learning rate."""
@@ -415,8 +421,11 @@ def contradictions(parameters: Run) -> list[str]:
             found.append(f"{batch} = {values[batch]} is not a multiple of {micro} = {values[micro]}")
     if values.get("score_max") is not None and values["score_min"] == values["score_max"]:
         found.append(f"score_min and score_max are both {values['score_min']}: such a scale tells nothing apart")
-    if values.get("judge_temperature") == 0 and values["judge_votes"] > 1:
+    if values.get("judge_temperature") == 0 and values.get("judge_votes", 1) > 1:
         found.append("judge_temperature = 0 makes all judge_votes equal; set judge_votes to 1 or a temperature above 0")
+    branch = values["branch"]
+    if ".." in branch or "//" in branch or branch.endswith(("/", ".", ".lock")):
+        found.append(f"branch = {branch!r} is no name for a branch: no '..' or '//', no '/', '.' or '.lock' at its end")
     if values.get("prompt_pattern"):
         try:
             re.compile(values["prompt_pattern"])

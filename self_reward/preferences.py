@@ -193,7 +193,9 @@ def _random_score(seed: int, identity: str, completion: str) -> float:
     return 5 * int.from_bytes(hashlib.sha256(text).digest()[:6], "big") / 2**48
 
 
-def replay_pairs(eft: list[tuple[str, str]], count: int, rng: Random) -> list[tuple[str, str, str]]:
+def replay_pairs(
+    eft: list[tuple[str, str]], count: int, rng: Random, *, low: float = 0, high: float = 5
+) -> list[tuple[str, str, str]]:
     """`count` triples (judge prompt, its own judgement, another row's judgement with another score), for EFT replay in
     DPO.
 
@@ -203,7 +205,7 @@ def replay_pairs(eft: list[tuple[str, str]], count: int, rng: Random) -> list[tu
     by_score: dict[float, list[str]] = {}
     readable = []
     for prompt, judgement in eft:
-        score = parse_score(judgement)
+        score = parse_score(judgement, low, high)
         if score is not None:
             readable.append((prompt, judgement, score))
             by_score.setdefault(score, []).append(judgement)

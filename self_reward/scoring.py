@@ -76,8 +76,9 @@ def _expected(
     for i, (question, row) in enumerate(zip(questions, texts, strict=True)):
         for j, text in enumerate(row):
             before, choices = forced_choices(tokenizer, judge.score_prefix(text), range(low, high + 1))
-            by_choices.setdefault(choices, []).append((i, j))
-            asked[i, j] = question + before
+            if len(question) + len(before) < sampler.max_model_len:  # else no room is left for the score: unreadable
+                by_choices.setdefault(choices, []).append((i, j))
+                asked[i, j] = question + before
     votes: list[list[float | None]] = [[None] * len(row) for row in texts]
     for choices, places in by_choices.items():
         rows = sampler.choice_logprobs([asked[place] for place in places], list(choices))

@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import self_reward
 from self_reward import artifacts
@@ -43,19 +43,29 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 log = logging.getLogger("self_reward")
 
+StopRule = Callable[[Any, dict[str, Any], dict[str, Any]], str | None]
+
 
 class Run:
     """What `work` is given beside the parameters.
 
     `inputs`: what artifacts.py says the stage reads and writes; `base_id`: the base model as resolved, or None;
-    `partial`: a folder that survives a kill, for results from which the next try goes on; `counts`: numbers for the
-    summary, the commit message and the manifest; `details`: anything else for the manifest.
+    `seed`: the parameter `seed` made different for each stage and iteration, so that no two sample with the same random
+    numbers; `partial`: a folder that survives a kill, for results from which the next try goes on; `counts`: numbers
+    for the summary, the commit message and the manifest; `details`: anything else for the manifest.
     """
 
     def __init__(
-        self, stage: str, inputs: artifacts.Inputs, base_id: str | None, store: Any, snapshot: Snapshot, folder: Path
+        self,
+        stage: str,
+        inputs: artifacts.Inputs,
+        base_id: str | None,
+        store: Any,
+        snapshot: Snapshot,
+        folder: Path,
+        seed: int = 0,
     ):
-        self.stage, self.inputs, self.base_id = stage, inputs, base_id
+        self.stage, self.inputs, self.base_id, self.seed = stage, inputs, base_id, seed
         self.partial = folder / "partial"
         self.counts: dict[str, Any] = {}
         self.details: dict[str, Any] = {}
@@ -87,24 +97,20 @@ class Run:
         """Show that `done` of `total` units `what` are finished."""
         self._progress(done, total, what)
 
-    def stop(self, reason: str | None) -> None:
-        """Say that no later step should run, and why; None or '' says nothing."""
-        if reason:
-            self.stopped = reason
-            log.warning("stop: %s", reason)
-
 
 class Progress:
     """A bar on a terminal, else a line every ten seconds at most; `N/M` in $ARGO_PROGRESS_FILE where it is set."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._bar_of: tuple[str, int] = ("", 0)
-        self._started: tuple[str | None, float] = (None, 0.0)
-        self._first = 0
+        self._begun = (0.0, 0, 0)  # when the present piece of work was first heard of; done then, and in all
+        self._last = 0
         self._shown = 0.0
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        if total != self._begun[2] or done < self._last:
+            self._begin(done, total)
+        self._last = done
         if sys.stderr.isatty():
             self._draw(done, total, what)
             if done < total and time.monotonic() - self._shown < 1:
@@ -112,37 +118,42 @@ class Progress:
         elif time.monotonic() - self._shown < PROGRESS_SECONDS and not (done == total and self._shown):
             return
         else:
-            log.info("%s%d/%d%s", f"{what} " if what else "", done, total, self._left(done, total, what))
+            log.info("%s%d/%d%s", f"{what} " if what else "", done, total, self._left(done, total))
         self._shown = time.monotonic()
         if file := os.environ.get("ARGO_PROGRESS_FILE"):
             Path(file).write_text(f"{done}/{total}")
 
-    def _draw(self, done: int, total: int, what: str) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or self._bar_of != (what, total):
-            if self._bar is not None:
-                self._bar.close()
-            self._bar, self._bar_of = tqdm(total=total, desc=what, file=sys.stderr, initial=done), (what, total)
-        self._bar.update(done - self._bar.n)
-        if done >= total:
+    def _begin(self, done: int, total: int) -> None:
+        self._begun = (time.monotonic(), done, total)
+        if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _left(self, done: int, total: int, what: str) -> str:
-        now = time.monotonic()
-        if self._started[0] != what:
-            self._started = (what, now)
-            self._first = done
-        if done <= self._first or done >= total:
+    def _draw(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=total, file=sys.stderr, initial=done)
+        self._bar.set_description(what, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+
+    def _left(self, done: int, total: int) -> str:
+        begun, first, _ = self._begun
+        if done <= first or done >= total:
             return ""
-        seconds = (now - self._started[1]) * (total - done) / (done - self._first)
+        seconds = (time.monotonic() - begun) * (total - done) / (done - first)
         return f", about {seconds:.0f} s left"
 
 
-def main(name: str, work: Callable[[Any, Run], None], doc: str | None) -> int:
-    """Run the stage `name`; returns its exit code."""
-    return guard(lambda: _run(name, work, doc or name), name)
+def main(name: str, work: Callable[[Any, Run], None], doc: str | None, stop_rule: StopRule | None = None) -> int:
+    """Run the stage `name`; returns its exit code.
+
+    `stop_rule(parameters, counts, details)` says why no later step should run, or None. It is asked also when the
+    stage is skipped, so that a changed bound holds without the work being done again.
+    """
+    return guard(lambda: _run(name, work, doc or name, stop_rule), name)
 
 
 def guard(function: Callable[[], None], name: str = "plan") -> int:
@@ -166,10 +177,10 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
     return 0
 
 
-def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
+def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopRule | None) -> None:
     started = time.monotonic()
     p = parameter_module.parse(name, doc)
-    _write_small(p.stop_file, "")
+    _finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
     store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
     work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
     if work_dir.is_relative_to(Path(p.data_repo).expanduser().resolve()):
@@ -190,9 +201,9 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
     if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
         commit, manifest = found
         if commit is None:
-            commit = _commit_again(store, snapshot, key, manifest_path, inputs, work_dir)
+            commit = _commit_again(store, snapshot, key, manifest_path, inputs, _own_folder(work_dir, p, key))
         log.info("done already: %s", commit)
-        _finish(p, commit, manifest.get("stop", ""))
+        _finish(p, commit, _stop_reason(stop_rule, p, manifest["counts"], manifest["details"]))
         print(f"{label}  skipped  (commit {commit})")
         return
 
@@ -203,13 +214,17 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str) -> None:
             f"{snapshot.head} ({snapshot.log[0].message.splitlines()[0]!r}). Leave --revision out to go on from the "
             "head, or give each run a --branch of its own"
         )
-    folder = work_dir / key
+    folder = _own_folder(work_dir, p, key)
     with _only_worker(folder):
         shutil.rmtree(folder / "outputs", ignore_errors=True)
         (folder / "partial").mkdir(parents=True, exist_ok=True)
-        run = Run(name, inputs, base, store, snapshot, folder)
+        run = Run(name, inputs, base, store, snapshot, folder, seed=_own_seed(p, name))
         log.info("started at commit %s, key %s", snapshot.commit, key[:12])
-        work(p, run)
+        try:
+            work(p, run)
+        except UserError as error:  # the user knows a file by its place in the data repository, not by our copy's
+            raise UserError([problem.replace(f"{folder}/inputs/", "") for problem in error.problems]) from error
+        run.stopped = _stop_reason(stop_rule, p, run.counts, run.details)
         outputs = {path: folder / "outputs" / path for path in inputs.outputs.values()}
         if missing := [path for path, local in outputs.items() if not local.exists()]:
             raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
@@ -251,6 +266,24 @@ def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
             "give that model, or another branch or data repository for a run from another base model"
         )
     return resolved
+
+
+def _own_folder(work_dir: Path, p: Any, key: str) -> Path:
+    """Where this stage keeps what is not committed yet: two repositories with equal data must not share it."""
+    repository = hashlib.sha256(f"{Path(p.data_repo).expanduser().resolve()} {p.branch}".encode()).hexdigest()
+    return work_dir / repository[:16] / key
+
+
+def _own_seed(p: Any, name: str) -> int:
+    digest = hashlib.sha256(f"{p.seed} {name} {p.iteration}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1  # 31 bits, as every engine takes
+
+
+def _stop_reason(stop_rule: StopRule | None, p: Any, counts: dict[str, Any], details: dict[str, Any]) -> str:
+    reason = (stop_rule(p, counts, details) if stop_rule else None) or ""
+    if reason:
+        log.warning("stop: %s", reason)
+    return reason
 
 
 def _files_of(path: str, snapshot: Snapshot) -> dict[str, str]:
@@ -306,12 +339,11 @@ def _manifest_with(snapshot: Snapshot, key: str, manifest_path: str) -> dict[str
 
 
 def _commit_again(
-    store: Any, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, work_dir: Path
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, folder: Path
 ) -> str:
     """Bring the result that an older commit has to the head again."""
     older = next(c for c in snapshot.log if c.key == key)
     old = store.resolve(older.id)
-    folder = work_dir / key
     with _only_worker(folder):
         paths = [*inputs.outputs.values(), manifest_path]
         store.pull(old, paths, folder / "again")
@@ -394,13 +426,14 @@ def _write_small(file: str | None, content: str) -> None:
 def _only_worker(folder: Path) -> Iterator[None]:
     """Two processes must not write the same partial results; the lock ends with its process."""
     lock = folder.with_name(folder.name + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise TryAgain(f"process {file.read().strip()} is running this very stage ({lock})") from None
+    with contextlib.ExitStack() as stack:
+        while True:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its last holder removed lock or folder just now: once more
+                file = stack.enter_context(open(lock, "a+"))
+                _lock_or_say_who(file, lock)
+                if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                    break
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -408,6 +441,16 @@ def _only_worker(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # other stages' partial results may be there
+                lock.parent.rmdir()
+
+
+def _lock_or_say_who(file: IO[str], lock: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise TryAgain(f"process {file.read().strip()} is running this very stage ({lock})") from None
 
 
 def _log_to_stderr(name: str) -> None:

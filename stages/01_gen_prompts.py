@@ -15,8 +15,8 @@ def work(p, run):
 
     held_out = loading.held_out_prompts(run)
     fraction = 0.0 if held_out else p.eval_fraction
-    seeds = [row.prompt for row in examples.read(run.input("seeds")) if row.source != "eft"]
-    seeds = [text for text in dict.fromkeys(seeds) if text not in held_out and not prompts.held_out(text, fraction)]
+    known = dict.fromkeys(row.prompt for row in examples.read(run.input("seeds")) if row.source != "eft")
+    seeds = [text for text in known if text not in held_out and not prompts.held_out(text, fraction)]
     earlier = [
         row["prompt"]
         for i in range(p.iteration)
@@ -24,7 +24,7 @@ def work(p, run):
         for row in jsonl.read(run.input(f"prompts:M{i}"), artifacts.PROMPT_COLUMNS)
     ]
     accept = prompts.PromptFilter(
-        [*seeds, *earlier, *sorted(held_out)],
+        [*known, *earlier, *sorted(held_out)],
         similarity=p.prompt_similarity,
         min_words=p.prompt_min_words,
         max_words=p.prompt_max_words,
@@ -34,6 +34,7 @@ def work(p, run):
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder)
+    run.details["sampler"] = sampler.engine
 
     def ask(number: int, requests: list[str]) -> list[tuple[str, str]]:
         samples = generation.generate(
@@ -44,7 +45,7 @@ def work(p, run):
             top_p=p.prompt_top_p,
             max_tokens=p.prompt_max_tokens,
             stop_token_ids=chat.stop_token_ids(tokenizer),
-            seed=p.seed + 1_000_003 * number,
+            seed=run.seed + number,
             partial=run.partial / f"round-{number}",
             progress=run.progress,
         )
@@ -60,7 +61,7 @@ def work(p, run):
         generated_shots=p.prompt_generated_shots,
         max_requests=round(p.num_prompts * p.prompt_max_requests),
         min_yield=p.min_prompt_yield,
-        seed=p.seed,
+        seed=run.seed,
     )
     rows = [{"prompt_id": prompts.prompt_id(text), "prompt": text, "source": "generated"} for text in written.prompts]
     run.counts["prompts"] = jsonl.write(run.output("prompts"), rows)

@@ -17,6 +17,7 @@ def work(p, run):
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder)
+    run.details["sampler"] = sampler.engine
     answers = generation.generate(
         sampler,
         [chat.prompt_ids(tokenizer, row["prompt"]) for row in prompts],
@@ -25,7 +26,7 @@ def work(p, run):
         top_p=p.response_top_p,
         max_tokens=p.response_max_tokens,
         stop_token_ids=chat.stop_token_ids(tokenizer),
-        seed=p.seed,
+        seed=run.seed,
         partial=run.partial,
         progress=run.progress,
     )

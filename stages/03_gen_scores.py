@@ -11,14 +11,16 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import jsonl, judge, loading, scoring, stop
+    from self_reward import jsonl, judge, loading, scoring
 
     rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
     responses = list(jsonl.read(run.input("responses"), artifacts.RESPONSE_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
+    sampler = loading.sampler(p, folder)
+    run.details["sampler"] = sampler.engine
     judgements = scoring.score(
-        loading.sampler(p, folder),
+        sampler,
         tokenizer,
         [(row["prompt"], row["completion"]) for row in responses],
         rubric=rubric,
@@ -29,7 +31,7 @@ def work(p, run):
         forced=p.judge_forced_score,
         low=p.score_min,
         high=p.score_max,
-        seed=p.seed,
+        seed=run.seed,
         partial=run.partial,
         progress=run.progress,
     )
@@ -45,9 +47,19 @@ def work(p, run):
     run.counts["votes"] = len(votes)
     run.counts["unreadable_votes"] = len(votes) - readable
     run.counts["unscored_responses"] = sum(judged.score is None for judged in judgements)
-    samples = [judged.reasoning[0] for judged in judgements if judged.score is None][:3]
-    run.stop(stop.parse_rate(readable, len(votes), min_parse_rate=p.min_parse_rate, samples=samples))
+    run.details["unreadable_samples"] = [judged.reasoning[0] for judged in judgements if judged.score is None][:3]
+
+
+def stop_rule(p, counts, details):
+    from self_reward import stop
+
+    return stop.parse_rate(
+        counts["votes"] - counts["unreadable_votes"],
+        counts["votes"],
+        min_parse_rate=p.min_parse_rate,
+        samples=details["unreadable_samples"],
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("03_gen_scores", work, __doc__))
+    sys.exit(stage.main("03_gen_scores", work, __doc__, stop_rule))

@@ -12,7 +12,7 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import jsonl, preferences, stop
+    from self_reward import jsonl, preferences
 
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
@@ -38,12 +38,21 @@ def work(p, run):
     jsonl.write(run.output("preferences"), pairs)
     without = {reason: n for reason, n in counts.items() if reason not in preferences.TOTALS}
     run.counts.update({total: counts[total] for total in preferences.TOTALS} | without)
-    run.stop(
-        stop.number_of_pairs(
-            counts["pairs"], min_pairs=p.min_pairs, prompts=counts["prompts"], reasons=without, scores=scores
-        )
+    run.details["without_a_pair"] = without
+    run.details["scores"] = sorted(scores.items())
+
+
+def stop_rule(p, counts, details):
+    from self_reward import stop
+
+    return stop.number_of_pairs(
+        counts["pairs"],
+        min_pairs=p.min_pairs,
+        prompts=counts["prompts"],
+        reasons=details["without_a_pair"],
+        scores=dict(details["scores"]),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("04_gen_preferences", work, __doc__))
+    sys.exit(stage.main("04_gen_preferences", work, __doc__, stop_rule))

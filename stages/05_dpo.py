@@ -12,17 +12,21 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import chat, examples, jsonl, judge, loading, preferences
+    from self_reward import chat, examples, jsonl, judge, loading, preferences, sft_data
 
     rows = jsonl.read(run.input("preferences"), artifacts.PREFERENCE_COLUMNS)
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     run.counts["pairs"] = len(pairs)
     if p.eft_replay > 0:
-        eft = [(row.prompt, row.response) for row in examples.read(run.input("train")) if row.source == "eft"]
-        rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
-        eft = [(prompt, response) for prompt, response in eft if judge.matches_rubric(rubric, prompt)]
+        kept, _ = sft_data.select(
+            examples.read(run.input("train")),
+            rubric=loading.text(run, "rubric", p.rubric, judge.builtin),
+            held_out=loading.held_out_prompts(run),
+            held_out_fraction=0.0 if run.has("eval_prompts") or run.has("eval_eft") else p.eval_fraction,
+        )
+        eft = [(row.prompt, row.response) for row in kept if row.source == "eft"]
         count = round(len(pairs) * p.eft_replay / (1 - p.eft_replay))
-        replay = preferences.replay_pairs(eft, count, random.Random(p.seed))
+        replay = preferences.replay_pairs(eft, count, random.Random(run.seed), low=p.score_min, high=p.score_max)
         run.counts["replay_pairs"] = len(replay)
         pairs += replay
     folder = loading.model_folder(run, p, "policy")

@@ -16,7 +16,11 @@ BY_STEP = ("iteration", "revision", "commit_file", "stop_file")  # set a step, n
 
 def main() -> None:
     p = parameters.parse("plan", __doc__)
-    problems = []
+    problems = [
+        f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
+        for name in BY_STEP
+        if name in p.model_fields_set
+    ]
     snapshot = store.open_store(
         p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout
     ).resolve()

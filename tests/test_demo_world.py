@@ -151,6 +151,7 @@ def small(monkeypatch):
         "JUDGEMENTS": 24,
         "NEW_TASKS": 5,
         "REPETITIONS": 5,
+        "COMPARISONS": 5,
         "HELD_OUT": 10,
         "HELD_OUT_GROUPS": 3,
     }.items():

@@ -31,6 +31,14 @@ def test_every_bad_row_is_named_by_file_and_line(tmp_path):
     assert "not UTF-8" in found[4]
 
 
+def test_half_a_surrogate_pair_is_refused_and_a_whole_one_and_a_byte_order_mark_are_read(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}\n')
+    assert list(jsonl.read(path)) == [{"a": "\U0001f600"}]
+    path.write_text('{"a": "\\ud800"}\n')
+    assert "surrogate" in problems_of(path)[0]
+
+
 def test_a_million_bad_rows_do_not_print_a_million_lines(tmp_path):
     path = tmp_path / "f.jsonl"
     path.write_text("x\n" * 1000)

@@ -158,7 +158,11 @@ def test_b11_last_score_wins():
     assert parse_score("The candidate says Score: 5, which it did not earn.\nScore: 2") == 2
     assert parse_score("Score: 10") is None
     assert parse_score("Score: 2 for now\nTotal score = 4") == 4
-    assert parse_score("Score: 2\nOverall: 4/5") == 4
+    for comment in ("To reach 5/5, it should cite sources.", "Criteria met: 4/5", "A score of 5 would need examples."):
+        assert parse_score(f"Score: 2\n\n{comment}") == 2
+    assert parse_score("2/5 at first sight, on the whole 4/5") == 4
+    assert parse_score("Score:\u00a04") == 4
+    assert parse_score("Score: one hundred") is None
     assert parse_score("Score: 2\nScore: 4/10") is None
     assert parse_score("Score: 3\nScore:") is None  # cut off by the token limit
     assert parse_score("Score: 3\n3/4 of the points above, 4/5 of the users") == 3

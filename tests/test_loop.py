@@ -32,9 +32,9 @@ def data(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("loop") / "data"
     patch = pytest.MonkeyPatch()
-    for name, value in {"INSTRUCTIONS": 900, "JUDGEMENTS": 1300, "NEW_TASKS": 250, "HELD_OUT": 60}.items():
+    sizes = {"INSTRUCTIONS": 900, "JUDGEMENTS": 1300, "NEW_TASKS": 250, "REPETITIONS": 300, "COMPARISONS": 300}
+    for name, value in {**sizes, "HELD_OUT": 60}.items():
         patch.setattr(make_data, name, value)
-    patch.setattr(make_data, "PRETRAINING_STEPS", 1)
     make_data.make(folder, 0)
     patch.undo()
     return folder
@@ -177,6 +177,20 @@ def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
     for expected in ("M4/dpo is not there; the data repository has M0/dpo, M0/sft, M1/dpo", "no/such.txt", "no.such"):
         assert expected in ended.stderr
     assert ended.stdout == ""
+
+
+def test_b3_the_responses_are_those_of_the_policy_that_is_asked_for(data, done):
+    """`--sft never` makes the untrained base model the policy; a stage that ignored it would write the same again."""
+    before = [row["completion"] for row in jsonl.read(data / artifacts.RESPONSES.format(k=0))]
+    ended = subprocess.run(
+        [sys.executable, "stages/02_gen_responses.py", "--sft", "never", "--base_model", "oxen:models/base",
+         "--data_repo", str(data), "--cache_dir", str(data.parent / "cache"), "--response_max_tokens", "24",
+         "--sampler", "transformers", "--sampler_batch_size", "32", "--branch", "untrained"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    after = [row["completion"] for row in jsonl.read(data / artifacts.RESPONSES.format(k=0))]
+    assert len(after) == len(before) and sum(a == b for a, b in zip(after, before, strict=True)) < len(after) / 10
 
 
 def test_export_makes_a_folder_that_loads_and_equals_the_merged_model(data, done, tmp_path):

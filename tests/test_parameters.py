@@ -81,11 +81,13 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
         ("03_gen_scores", ["--score_min", "5", "--score_max", "3"], "score_min = 5 is above score_max = 3"),
         ("03_gen_scores", ["--score_min", "5", "--score_max", "5"], "tells nothing apart"),
         ("03_gen_scores", ["--judge_temperature", "0"], "set judge_votes to 1"),
-        ("00_sft", ["--sft_learning_rate", "1e-7"], "sft_min_learning_rate = 1.1e-06 is above"),
+        ("00_sft", ["--sft_learning_rate", "1e-7"], "sft_min_learning_rate = 1e-05 is above"),
         ("05_dpo", ["--dpo_batch_size", "15", "--dpo_micro_batch_size", "2"], "not a multiple"),
         ("01_gen_prompts", ["--prompt_min_words", "9", "--prompt_max_words", "3"], "is above prompt_max_words"),
         ("01_gen_prompts", ["--prompt_pattern", "("], "no regular expression"),
         ("plan", ["--iterations", "91"], "less than or equal to 90"),
+        ("00_sft", ["--sft_epochs", "inf"], "must be a finite number"),
+        ("00_sft", ["--branch", "a..b"], "no name for a branch"),
     ],
 )  # fmt: skip
 def test_contradictions_and_bounds_are_refused(stage, argv, expected):

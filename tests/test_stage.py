@@ -26,7 +26,7 @@ def work(p, run):
     run.output("preferences").write_text("".join(f"{{row}} {{p.min_margin}}\\n" for row in rows))
     run.counts["pairs"] = len(rows)
 
-sys.exit(stage.main("04_gen_preferences", work, "A program for tests."))
+sys.exit(stage.main("04_gen_preferences", work, "A program for tests.", {rule}))
 """
 
 
@@ -38,17 +38,17 @@ def repo(tmp_path):
     return folder
 
 
-def start(repo: Path, *flags: str, body: str = "pass", **environment: str) -> subprocess.Popen:
-    program = repo.parent / f"program_{hashlib.sha256(body.encode()).hexdigest()[:8]}.py"
-    program.write_text(PROGRAM.format(body=body))
+def start(repo: Path, *flags: str, body: str = "pass", rule: str = "None", **environment: str) -> subprocess.Popen:
+    program = repo.parent / f"program_{hashlib.sha256(f'{body} {rule}'.encode()).hexdigest()[:8]}.py"
+    program.write_text(PROGRAM.format(body=body, rule=rule))
     command = [sys.executable, str(program), "--data_repo", str(repo), "--work_dir", str(repo.parent / "work"), *flags]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def run(repo: Path, *flags: str, body: str = "pass", **environment: str) -> tuple[int, str, str]:
+def run(repo: Path, *flags: str, body: str = "pass", rule: str = "None", **environment: str) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
-    process = start(repo, *flags, body=body, **environment)
+    process = start(repo, *flags, body=body, rule=rule, **environment)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -147,10 +147,14 @@ def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_anot
 
 def test_a_stop_rule_is_recorded_and_repeated_when_skipped(repo, tmp_path):
     stop_file = tmp_path / "stop"
-    for body in ("run.stop('too few pairs')", "raise RuntimeError('not skipped')"):
-        code, _, err = run(repo, "--stop_file", str(stop_file), body=body)
+    rule = "lambda p, counts, details: 'too few pairs' if p.min_pairs > 3 else None"
+    for words in ([], ["--min_pairs", "9"]):
+        code, out, err = run(repo, "--stop_file", str(stop_file), "--min_pairs", "5", *words, rule=rule)
         assert (code, stop_file.read_text()) == (0, "too few pairs"), err
         stop_file.unlink()
+    assert "skipped" in out
+    code, out, err = run(repo, "--stop_file", str(stop_file), rule=rule)  # a lower bound needs no new run
+    assert (code, stop_file.read_text(), "skipped" in out) == (0, "", True), err
     assert json.loads((repo / MANIFEST).read_text())["stop"] == "too few pairs"
 
 

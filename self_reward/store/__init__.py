@@ -5,6 +5,7 @@ repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,16 @@ def open_store(data_repo: str, *, branch: str, lock_timeout: float, store_timeou
     return LocalStore(data_repo, branch=branch, lock_timeout=lock_timeout, store_timeout=store_timeout)
 
 
+def is_manifest(path: str) -> bool:
+    """Whether `path` is where a stage writes its manifest; a user's file of a similar name is the user's."""
+    return re.fullmatch(r"M\d+/\w+\.manifest\.json", path) is not None
+
+
 def recorded_sha256(small: dict[str, bytes]) -> dict[str, str]:
     """SHA-256 by path of the files that stages wrote, from the manifests among `small`."""
     found: dict[str, str] = {}
     for path, content in small.items():
-        if path.endswith(".manifest.json"):
+        if is_manifest(path):
             outputs = json.loads(content).get("outputs", {})
             found |= {name: output["sha256"] for name, output in outputs.items()}
     return found

@@ -18,16 +18,15 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import index
+from self_reward.store import index, is_manifest
 from self_reward.store.errors import Conflict, Corrupt, NoChanges, NotFound, from_oxen
 from self_reward.store.index import Entry, Tree
-
-MANIFEST = ".manifest.json"
 
 
 def native() -> Any:
@@ -74,11 +73,13 @@ def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
     root, notes = Path(repo), list[str]()
     oxen, head = _begin(root, branch, notes)
     log = oxen.log()
-    if revision in (None, branch, head):
+    if revision in (None, branch):
         new_head = _commit_user_files(root, oxen, head, notes)
         if new_head != head:
             head, log = new_head, oxen.log()
         commit = head
+    elif revision == head:
+        commit = head  # pinned: what the user has changed since is not read, so it is not committed either
     else:
         commit = _find_revision(revision, branch, log)
         _tree(root, oxen, commit)
@@ -239,15 +240,15 @@ def _tree(root: Path, oxen: Any, commit: str) -> Tree:
     if tree is not None:
         return tree
     scratch = index.folder(root) / "scratch"
-    skipped = {"versions", "staged", "self_reward"}
-    shutil.copytree(
-        root / ".oxen",
-        scratch / ".oxen",
-        ignore=lambda where, names: skipped.intersection(names) if Path(where) == root / ".oxen" else set(),
-    )
-    os.symlink(root / ".oxen" / "versions", scratch / ".oxen" / "versions")
-    copy = open_repo(scratch)
-    copy.restore(str(scratch), False, commit)
+    for last in (False, False, False, False, True):
+        try:
+            _restore_in_copy(root, scratch, commit)
+            break
+        except Exception:  # the database that this process has open compacts its files, also while they are copied
+            shutil.rmtree(scratch, ignore_errors=True)
+            if last:
+                raise
+            time.sleep(0.3)
     tree = {
         path: index.hash_file(scratch / path) for path in index.walk(scratch, skip_hidden=False) if path[:6] != ".oxen/"
     }
@@ -255,6 +256,17 @@ def _tree(root: Path, oxen: Any, commit: str) -> Tree:
     _check_manifests(root, tree)
     index.write_tree(root, commit, tree)
     return tree
+
+
+def _restore_in_copy(root: Path, scratch: Path, commit: str) -> None:
+    skipped = {"versions", "staged", "self_reward"}
+    shutil.copytree(
+        root / ".oxen",
+        scratch / ".oxen",
+        ignore=lambda where, names: skipped.intersection(names) if Path(where) == root / ".oxen" else set(),
+    )
+    os.symlink(root / ".oxen" / "versions", scratch / ".oxen" / "versions")
+    open_repo(scratch).restore(str(scratch), False, commit)
 
 
 def _check_manifests(root: Path, tree: Tree) -> None:
@@ -272,7 +284,7 @@ def _recorded_outputs(root: Path, tree: Tree) -> dict[str, str]:
     """Files that stages wrote, with the SHA-256 their manifests record; a manifest itself comes without one."""
     found: dict[str, str] = {}
     for path, entry in tree.items():
-        if path.endswith(MANIFEST):
+        if is_manifest(path):
             found[path] = ""
             manifest = index.read_json(index.blob_path(root, entry.blob)) or {}
             found |= {name: output["sha256"] for name, output in manifest.get("outputs", {}).items()}

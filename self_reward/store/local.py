@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,15 +24,6 @@ from typing import Any
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import SMALL, Commit, Snapshot, index, recorded_sha256
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
-
-_children: set[subprocess.Popen] = set()
-
-
-def kill_children() -> None:
-    """End running Oxen operations at once (a later operation repairs what they leave). For signal handlers."""
-    for child in list(_children):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
 
 
 class LocalStore:
@@ -116,7 +108,12 @@ class LocalStore:
 
     def _child(self, operation: str, lock: bool = True, **request: Any) -> Any:
         holding = self._lock() if lock else contextlib.nullcontext(None)
-        with holding as descriptor, tempfile.TemporaryDirectory(prefix="self-reward-") as folder:
+        with holding as descriptor, contextlib.ExitStack() as stack:
+            beside = index.folder(self.root) if lock else None
+            if beside:  # what a killed process left; nobody else is here
+                for leftover in beside.glob("request-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="request-", dir=beside))
             request_file, result_file, log_file = (Path(folder, name) for name in ("request", "result", "log"))
             request |= {"operation": operation, "repo": str(self.root), "timeout": self.store_timeout}
             request_file.write_text(json.dumps(request))
@@ -135,7 +132,6 @@ class LocalStore:
                     env=environment,
                     pass_fds=[] if descriptor is None else [descriptor],
                 )
-            _children.add(child)
             try:
                 child.wait(timeout=self.store_timeout)
             except subprocess.TimeoutExpired:
@@ -147,7 +143,6 @@ class LocalStore:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
-                _children.discard(child)
             result = index.read_json(result_file)
             if result is None:
                 _raise_for_no_result(operation, child.returncode, log_file.read_text(errors="replace"))
