@@ -38,7 +38,7 @@ demo-data: setup  ## Only the demo's data repository: training data and tiny bas
 
 .PHONY: test
 test: setup  ## All tests that need neither a GPU nor a cluster
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=15 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup  ## Format, lint, types, shell scripts, generated files

@@ -27,13 +27,13 @@ def parse_rate(readable: int, total: int, *, min_parse_rate: float, samples: Seq
             f"none of {total} judgements holds a score that can be read "
             f"(parse rate 0, expected at least {min_parse_rate:g}). "
             "Teach the judge with EFT rows in M0/train/ift+eft.jsonl, use the rubric it was taught (rubric), "
-            f"give it room to finish (judge_max_tokens), or force the score.{_shown(samples)}"
+            f"give it room to finish (judge_max_tokens), or set judge_forced_score.{_shown(samples)}"
         )
     if rate < min_parse_rate:
         return (
             f"parse rate {rate:.3f} ({readable} of {total} judgements), "
             f"expected at least {min_parse_rate:g} (min_parse_rate). "
-            "The judge does not keep to the rubric's form: force the score, "
+            "The judge does not keep to the rubric's form: set judge_forced_score, "
             "add EFT rows, or lower min_parse_rate."
             f"{_shown(samples)}"
         )

@@ -172,9 +172,14 @@ def test_a_stop_rule_ends_the_run_well_and_says_why(data, done):
 def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
     ended, _ = run(data, "M5", "--sampler", "vlmm", "--rubrik", "x")
     assert ended.returncode == 2 and "did you mean rubric?" in ended.stderr and "sampler = 'vlmm'" in ended.stderr
-    ended, _ = run(data, "M5", "--rubric", "no/such.txt", "--verifier", "no.such:thing")
+    ended, _ = run(data, "M5", "--rubric", "no/such.txt", "--verifier", "no.such:thing", "--iteration", "7")
     assert ended.returncode == 2
-    for expected in ("M4/dpo is not there; the data repository has M0/dpo, M0/sft, M1/dpo", "no/such.txt", "no.such"):
+    for expected in (
+        "M4/dpo is not there; the data repository has M0/dpo, M0/sft, M1/dpo",
+        "no/such.txt",
+        "no.such",
+        "iteration is for one",
+    ):
         assert expected in ended.stderr
     assert ended.stdout == ""
 

@@ -1,0 +1,89 @@
+"""The script of the loop over stand-in stages that only say that they ran: order, failures, stops, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_gen_preferences", "05_dpo", "06_evaluate"]
+STAGE = """
+import os, sys, time
+name, words = os.path.basename(__file__)[:-3], sys.argv[1:]
+k, stop_file = words[words.index("--iteration") + 1], words[words.index("--stop_file") + 1]
+print(f"M{k} {name}", flush=True)
+if os.environ.get("SLEEP") == name:
+    time.sleep(60)
+if os.environ.get("STOP") == f"M{k} {name}":
+    open(stop_file, "w").write("enough")
+sys.exit(int(os.environ["CODE"]) if os.environ.get("FAIL") == f"M{k} {name}" else 0)
+"""
+
+
+@pytest.fixture
+def stages(tmp_path):
+    folder = tmp_path / "my stages"
+    folder.mkdir()
+    (folder / "plan.py").write_text(
+        "import sys; print('iterations=2 data_repo=x'); print(sys.argv[1:], file=sys.stderr)"
+    )
+    for name in [*ORDER, "07_export"]:
+        (folder / f"{name}.py").write_text(STAGE)
+    return folder
+
+
+def start(stages, *words, **environment):
+    return subprocess.Popen(
+        [ROOT / "self-reward.sh", stages, "model", "M1", *words],
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(stages, *words, **environment):
+    process = start(stages, *words, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.splitlines(), err
+
+
+def test_the_stages_run_in_order_and_the_arguments_reach_plan_whole(stages):
+    code, lines, err = run(stages, "--prompt_pattern", "a 'b' \"c\" $d", "--judge_votes=2")
+    assert code == 0
+    assert lines[:-1] == [f"M{k} {stage}" for k in (1, 2) for stage in ORDER] + ["M2 07_export"]
+    given = ["--prompt_pattern", "a 'b' \"c\" $d", "--judge_votes=2", "--base_model", "model", "--start_iteration", "1"]
+    assert err.strip() == str(given)
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_b21_a_failing_stage_ends_the_run_with_its_code(stages, code):
+    found, lines, _ = run(stages, FAIL="M1 02_gen_responses", CODE=str(code))
+    assert found == code
+    assert lines == ["M1 00_sft", "M1 01_gen_prompts", "M1 02_gen_responses"]
+
+
+def test_a_stop_ends_the_run_well(stages):
+    code, lines, _ = run(stages, STOP="M1 03_gen_scores")
+    assert code == 0
+    assert lines[-1] == "stopped after M1 03_gen_scores: enough" and "M1 04_gen_preferences" not in lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("group", [False, True])
+def test_a_signal_ends_the_script_and_its_stage_at_once(stages, number, group):
+    process = start(stages, SLEEP="01_gen_prompts")
+    assert process.stdout.readline() == "M1 00_sft\n" and process.stdout.readline() == "M1 01_gen_prompts\n"
+    time.sleep(0.3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    begin = time.monotonic()
+    if group:
+        for pid in children:
+            os.kill(int(pid), number)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 143
+    assert time.monotonic() - begin < 5
+    assert children and not any(Path(f"/proc/{pid}").exists() for pid in children)
+    process.communicate()
