@@ -49,7 +49,7 @@ def resolve_engine(engine: str) -> str:
         )
     if engine == "vllm" and not _has_gpu_vllm() and not _has_numa():
         raise UserError(
-            "sampler: vllm was asked for, but vLLM's CPU build needs the system library libnuma.so.1, which is not here; "
+            "sampler: vllm was asked for, but vLLM's CPU build needs the library libnuma.so.1, which is not here; "
             "install it (Debian: apt-get install libnuma1), or set sampler: transformers"
         )
     if engine == "auto":
