@@ -13,13 +13,6 @@ from self_reward.errors import UserError
 
 _TEMPLATES = Path(__file__).parent / "prompt_templates"
 
-# Words of tasks that a text model cannot do: the list of Self-Instruct (arXiv 2212.10560).
-DEFAULT_KEYWORDS = (
-    *"image images graph graphs picture pictures file files map maps draw plot".split(),
-    *"video audio music flowchart diagram".split(),
-    "go to",
-)
-
 
 def builtin(name: str) -> str:
     """The text of the built-in prompt template `name`. Raises UserError that lists the names there are."""

@@ -123,7 +123,7 @@ def test_prompt_id_and_held_out_depend_on_the_text_alone():
 
 def test_the_filter_gives_its_reason():
     keep = PromptFilter(
-        ["Write a haiku about the rain"], min_words=2, max_words=8, keywords=prompts.DEFAULT_KEYWORDS, pattern="^[A-Z]"
+        ["Write a haiku about the rain"], min_words=2, max_words=8, keywords=["draw", "go to"], pattern="^[A-Z]"
     )
     reasons = {
         "  ": "empty",
