@@ -222,7 +222,7 @@ class GenPrompts(Run, BaseModelSource, Sampling, HeldOut):
             "go to", "video", "audio", "music", "flowchart", "diagram",
         ]
     )  # fmt: skip
-    """New prompts with one of these words are rejected, since a text model cannot answer them (JSON list; Self-Instruct,
+    """New prompts with one of these words are rejected, which a text model cannot answer (JSON list; from Self-Instruct,
     arXiv 2212.10560)."""
     prompt_pattern: str | None = None
     """Regular expression that must be found in a new prompt; ^ and $ make it match as a whole."""
