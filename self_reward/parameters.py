@@ -222,8 +222,8 @@ class GenPrompts(Run, BaseModelSource, Sampling, HeldOut):
             "go to", "video", "audio", "music", "flowchart", "diagram",
         ]
     )  # fmt: skip
-    """New prompts with one of these words are rejected, which a text model cannot answer (JSON list; from Self-Instruct,
-    arXiv 2212.10560)."""
+    """New prompts with one of these words are rejected: a text model cannot answer them (JSON list; the words of
+    Self-Instruct, arXiv 2212.10560)."""
     prompt_pattern: str | None = None
     """Regular expression that must be found in a new prompt; ^ and $ make it match as a whole."""
     prompt_max_requests: float = Field(8.0, ge=1)
