@@ -27,7 +27,7 @@ $(READY): requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
 	touch $@
 
 .PHONY: demo
-demo: setup  ## The whole loop on this machine: a tiny model that learns, in about 20 minutes
+demo: setup  ## The whole loop on this machine: a tiny model that learns, in about 10 minutes
 	PYTHON=$(PYTHON) demo/run.sh "$(DATA_REPO)" $(SEED)
 
 .PHONY: demo-data
