@@ -12,5 +12,5 @@ begin=$SECONDS
 "$PYTHON" -m demo.make_data --data_repo "$data_repo" --seed "$seed"
 ./self-reward.sh stages oxen:models/base M0 --iterations 3 --seed "$seed" \
   --data_repo "$data_repo" --parameter_file presets/demo.yaml "$@"
-"$PYTHON" -m demo.table --data_repo "$data_repo" --plot "${data_repo%/}.png"
+"$PYTHON" -m demo.table --data_repo "$data_repo"
 echo "demo: $((SECONDS - begin)) s"

@@ -1,6 +1,6 @@
 """Print what the demo's checkpoints are worth, and plot it: `python -m demo.table --data_repo demo-data`.
 
-Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them; writes learning.png beside them, or to --plot.
+Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them; writes a PNG beside the data repository, or to --plot.
 """
 
 import argparse
@@ -131,9 +131,10 @@ def _number(value: float | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_repo", type=Path, required=True, help="data repository of the finished loop")
-    parser.add_argument("--plot", type=Path, help="PNG to write; default: learning.png in the data repository")
+    parser.add_argument("--plot", type=Path, help="PNG to write; default: beside the data repository, with its name")
     arguments = parser.parse_args()
-    path = arguments.plot or arguments.data_repo / "learning.png"
+    # not inside: the next run would commit it as the user's data
+    path = arguments.plot or Path(f"{arguments.data_repo.resolve()}.png")
     try:
         evaluations = read_evaluations(arguments.data_repo)
     except UserError as error:
