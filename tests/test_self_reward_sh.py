@@ -41,6 +41,8 @@ def start(stages, *words, **environment):
         [ROOT / "self-reward.sh", stages, "model", "M1", *words],
         env={**os.environ, "PYTHON": sys.executable, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # who runs the tests in the background may have SIGINT ignored, and a shell cannot trap what it finds ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
