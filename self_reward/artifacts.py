@@ -223,16 +223,15 @@ def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[s
     if stage == "06_evaluate":
         outputs = {}
         needs.held_out()
-        if not needs.paths and train_path(0, files) is None:
+        if not needs.paths and (train := train_path(0, files)) is not None:
+            needs.paths["train"] = train
+        if not needs.paths:
             return Inputs({}, {}, nothing_to_do=f"no held-out data: neither {EVAL_PROMPTS} nor {EVAL_EFT} is there")
         if k == 0 and has_sft(0, parameters.sft, files):
             needs.checkpoint("M0/sft", "M0/sft")
             outputs["eval_of_sft"] = EVAL_OF_SFT.format(k=k)
         needs.checkpoint(f"M{k}/dpo", f"M{k}/dpo")
         outputs["eval_of_dpo"] = EVAL_OF_DPO.format(k=k)
-        train = train_path(0, files)
-        if train is not None and not {"eval_prompts", "eval_eft"} <= set(needs.paths):
-            needs.paths["train"] = train
         needs.text("rubric", parameters.rubric)
         return needs.inputs(outputs)
     if stage == "07_export":

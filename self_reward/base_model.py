@@ -74,7 +74,7 @@ def fetch(
     *,
     trust_remote_code: bool,
     cache_dir: Path,
-    pull: Callable[[str, Path], None] | None = None,
+    pull: Callable[[str, Path], object] | None = None,
 ) -> Path:
     """The folder that holds the model: downloaded, pulled or as it is, and checked.
 

@@ -16,22 +16,21 @@ def read(
     rubric: str,
     score_max: int,
 ) -> tuple[list[str], Ranked]:
-    """(prompts to answer, groups of ranked responses to judge). Without M0/eval/eft.jsonl, held-out judgements of the
-    training data are grouped by prompt, each response ranked by the score that its judgement gives."""
-    rows = examples.read(train) if train is not None else []
-    if eval_prompts is None and eval_eft is None:
-        rows_prompts = [row.prompt for row in rows if row.source != "eft" and prompts.held_out(row.prompt, fraction)]
-    else:
-        rows_prompts = []
-    texts = examples.read_prompts(eval_prompts) if eval_prompts is not None else list(dict.fromkeys(rows_prompts))
-    if eval_eft is not None:
-        ranked = examples.read_ranked(eval_eft)
+    """(prompts to answer, groups of ranked responses to judge). Without M0/eval, held-out judgements of the training
+    data are grouped by prompt, each response ranked by the score that its judgement gives."""
+    if eval_prompts is not None or eval_eft is not None:
+        ranked = examples.read_ranked(eval_eft) if eval_eft is not None else []
+        texts = examples.read_prompts(eval_prompts) if eval_prompts is not None else []
         return texts or [prompt for prompt, _ in ranked], ranked
+    own: dict[str, None] = {}
     groups: dict[str, list[tuple[str, float]]] = {}
-    if eval_prompts is None:
-        for row in rows:
-            parts = judge.split_judge_prompt(rubric, row.prompt) if row.source == "eft" else None
-            score = judge.parse_score(row.response, 0, score_max)
-            if parts is not None and score is not None and prompts.held_out(parts[0], fraction):
-                groups.setdefault(parts[0], []).append((parts[1], score_max - score))
-    return texts, [(prompt, answers) for prompt, answers in groups.items() if len(answers) > 1]
+    for row in examples.read(train) if train is not None else []:
+        if row.source != "eft":
+            if prompts.held_out(row.prompt, fraction):
+                own[row.prompt] = None
+            continue
+        parts = judge.split_judge_prompt(rubric, row.prompt)
+        score = judge.parse_score(row.response, 0, score_max)
+        if parts is not None and score is not None and prompts.held_out(parts[0], fraction):
+            groups.setdefault(parts[0], []).append((parts[1], score_max - score))
+    return list(own), [(prompt, answers) for prompt, answers in groups.items() if len(answers) > 1]

@@ -1,11 +1,15 @@
 """What stages load: a text that is built in or in the data repository, a model's folder, its tokenizer, its sampler."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from self_reward.errors import UserError
 from self_reward.stage import Run
+
+if TYPE_CHECKING:
+    from self_reward.examples import Example
 
 
 def text(run: Run, name: str, value: str, builtin: Callable[[str], str]) -> str:
@@ -25,15 +29,17 @@ def chain(run: Run, parameters: Any, role: str) -> tuple[Path, list[Path]]:
 def _base_folder(run: Run, parameters: Any) -> Path:
     from self_reward import base_model
 
-    if run.has("base"):
-        return run.input("base")
     assert run.base_id is not None, "a chain that begins with the base has its id"
-    kind = "path" if run.base_id.startswith("path:") else "hub"
-    source = str(Path(parameters.base_model).expanduser()) if kind == "path" else run.base_id
+    resolved = base_model.Resolved(run.base_id, "hub", run.base_id)
+    if run.has("base"):
+        resolved = base_model.Resolved(run.base_id, "oxen", run.inputs.paths["base"])
+    elif run.base_id.startswith("path:"):
+        resolved = base_model.Resolved(run.base_id, "path", str(Path(parameters.base_model).expanduser()))
     return base_model.fetch(
-        base_model.Resolved(run.base_id, kind, source),
+        resolved,
         trust_remote_code=parameters.trust_remote_code,
         cache_dir=Path(parameters.cache_dir).expanduser(),
+        pull=lambda path, to: shutil.copytree(run.input("base"), to, dirs_exist_ok=True),
     )
 
 
@@ -65,15 +71,15 @@ def tokenizer(folder: Path, chat_template: str = "auto", trust_remote_code: bool
     return loaded
 
 
-def sampler(parameters: Any, folder: Path) -> Any:
-    """The sampler of a stage with these parameters, over the model in `folder`."""
+def sampler(parameters: Any, folder: Path, seed: int) -> Any:
+    """The sampler of a stage with these parameters, over the model in `folder`. `seed`: vLLM's engine takes it here."""
     from self_reward import sampler as samplers
 
     return samplers.load(
         parameters.sampler,
         folder,
         dtype=parameters.dtype,
-        seed=parameters.seed,
+        seed=seed,
         batch_size=parameters.sampler_batch_size,
         max_model_len=parameters.max_model_len,
         tensor_parallel_size=parameters.generate_gpus,
@@ -82,8 +88,8 @@ def sampler(parameters: Any, folder: Path) -> Any:
     )
 
 
-def held_out_prompts(run: Run) -> set[str]:
-    """The prompts of M0/eval, which no training data may hold."""
+def held_out(run: Run, parameters: Any) -> tuple[set[str], float]:
+    """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
     from self_reward import examples
 
     prompts: set[str] = set()
@@ -91,7 +97,20 @@ def held_out_prompts(run: Run) -> set[str]:
         prompts.update(examples.read_prompts(run.input("eval_prompts")))
     if run.has("eval_eft"):
         prompts.update(prompt for prompt, _ in examples.read_ranked(run.input("eval_eft")))
-    return prompts
+    return prompts, 0.0 if run.has("eval_prompts") or run.has("eval_eft") else parameters.eval_fraction
+
+
+def training_examples(run: Run, parameters: Any) -> "tuple[list[Example], dict[str, int]]":
+    """The examples of M{k}/train that may be trained on, and how many of which kind there are."""
+    from self_reward import examples, judge, sft_data
+
+    prompts, fraction = held_out(run, parameters)
+    return sft_data.select(
+        examples.read(run.input("train")),
+        rubric=text(run, "rubric", parameters.rubric, judge.builtin),
+        held_out=prompts,
+        held_out_fraction=fraction,
+    )
 
 
 def parent(run: Run, role: str) -> str | None:

@@ -69,7 +69,6 @@ class Run:
         self.partial = folder / "partial"
         self.counts: dict[str, Any] = {}
         self.details: dict[str, Any] = {}
-        self.stopped = ""
         self.log = log
         self._store, self._snapshot, self._folder = store, snapshot, folder
         self._pulled: set[str] = set()
@@ -224,12 +223,12 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopR
             work(p, run)
         except UserError as error:  # the user knows a file by its place in the data repository, not by our copy's
             raise UserError([problem.replace(f"{folder}/inputs/", "") for problem in error.problems]) from error
-        run.stopped = _stop_reason(stop_rule, p, run.counts, run.details)
+        stopped = _stop_reason(stop_rule, p, run.counts, run.details)
         outputs = {path: folder / "outputs" / path for path in inputs.outputs.values()}
         if missing := [path for path, local in outputs.items() if not local.exists()]:
             raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
         seconds = round(time.monotonic() - started, 2)
-        manifest = _manifest(name, p, key, snapshot, inputs, run, seconds)
+        manifest = _manifest(name, p, key, snapshot, inputs, run, stopped, seconds)
         (folder / "outputs" / manifest_path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "outputs" / manifest_path).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         commit = store.push(
@@ -238,7 +237,7 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopR
             message=f"{label}: {_in_words(run.counts)}",
             expected_head=snapshot.head,
         )
-        _finish(p, commit, run.stopped)
+        _finish(p, commit, stopped)
         shutil.rmtree(folder, ignore_errors=True)
     counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
     print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
@@ -374,7 +373,14 @@ def _refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
 
 
 def _manifest(
-    name: str, p: Any, key: str, snapshot: Snapshot, inputs: artifacts.Inputs, run: Run, seconds: float
+    name: str,
+    p: Any,
+    key: str,
+    snapshot: Snapshot,
+    inputs: artifacts.Inputs,
+    run: Run,
+    stopped: str,
+    seconds: float,
 ) -> dict[str, Any]:
     import importlib.metadata
 
@@ -402,7 +408,7 @@ def _manifest(
         "outputs": outputs,
         "counts": run.counts,
         "details": run.details,
-        "stop": run.stopped,
+        "stop": stopped,
         "seconds": seconds,
     }
 

@@ -11,15 +11,9 @@ from self_reward import stage
 
 
 def work(p, run):
-    from self_reward import chat, examples, judge, loading, sft_data
+    from self_reward import chat, loading
 
-    rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
-    rows, counts = sft_data.select(
-        examples.read(run.input("train")),
-        rubric=rubric,
-        held_out=loading.held_out_prompts(run),
-        held_out_fraction=0.0 if run.has("eval_prompts") or run.has("eval_eft") else p.eval_fraction,
-    )
+    rows, counts = loading.training_examples(run, p)
     run.counts.update(counts)
     folder = loading.model_folder(run, p, "start")
     template = loading.text(run, "chat_template", p.chat_template, str)

@@ -13,8 +13,7 @@ from self_reward import artifacts, stage
 def work(p, run):
     from self_reward import chat, examples, generation, jsonl, loading, new_prompts, prompts
 
-    held_out = loading.held_out_prompts(run)
-    fraction = 0.0 if held_out else p.eval_fraction
+    held_out, fraction = loading.held_out(run, p)
     known = dict.fromkeys(row.prompt for row in examples.read(run.input("seeds")) if row.source != "eft")
     seeds = [text for text in known if text not in held_out and not prompts.held_out(text, fraction)]
     earlier = [
@@ -33,7 +32,7 @@ def work(p, run):
     )
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder)
+    sampler = loading.sampler(p, folder, run.seed)
     run.details["sampler"] = sampler.engine
 
     def ask(number: int, requests: list[str]) -> list[tuple[str, str]]:

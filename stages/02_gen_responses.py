@@ -16,7 +16,7 @@ def work(p, run):
     prompts = list(jsonl.read(run.input("prompts"), artifacts.PROMPT_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder)
+    sampler = loading.sampler(p, folder, run.seed)
     run.details["sampler"] = sampler.engine
     answers = generation.generate(
         sampler,

@@ -17,7 +17,7 @@ def work(p, run):
     responses = list(jsonl.read(run.input("responses"), artifacts.RESPONSE_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder)
+    sampler = loading.sampler(p, folder, run.seed)
     run.details["sampler"] = sampler.engine
     judgements = scoring.score(
         sampler,

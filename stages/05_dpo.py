@@ -12,18 +12,13 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import chat, examples, jsonl, judge, loading, preferences, sft_data
+    from self_reward import chat, jsonl, loading, preferences
 
     rows = jsonl.read(run.input("preferences"), artifacts.PREFERENCE_COLUMNS)
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     run.counts["pairs"] = len(pairs)
     if p.eft_replay > 0:
-        kept, _ = sft_data.select(
-            examples.read(run.input("train")),
-            rubric=loading.text(run, "rubric", p.rubric, judge.builtin),
-            held_out=loading.held_out_prompts(run),
-            held_out_fraction=0.0 if run.has("eval_prompts") or run.has("eval_eft") else p.eval_fraction,
-        )
+        kept, _ = loading.training_examples(run, p)
         eft = [(row.prompt, row.response) for row in kept if row.source == "eft"]
         count = round(len(pairs) * p.eft_replay / (1 - p.eft_replay))
         replay = preferences.replay_pairs(eft, count, random.Random(run.seed), low=p.score_min, high=p.score_max)

@@ -31,7 +31,7 @@ def work(p, run):
         if output not in run.inputs.outputs:
             continue
         folder = loading.model_folder(run, p, name)
-        sampler = loading.sampler(p, folder)
+        sampler = loading.sampler(p, folder, p.seed)
         measured = evaluation.measure(
             sampler,
             loading.tokenizer(folder, trust_remote_code=p.trust_remote_code),
