@@ -36,6 +36,29 @@ PROMPT_COLUMNS: Columns = {"prompt_id": str, "prompt": str}
 RESPONSE_COLUMNS: Columns = {**PROMPT_COLUMNS, "completion": str}
 SCORE_COLUMNS: Columns = {**RESPONSE_COLUMNS, "score": (float, int, type(None))}
 PREFERENCE_COLUMNS: Columns = {"prompt_id": str, "prompt": str, "chosen": str, "rejected": str}
+NUMBERS = (int, float)
+
+
+def row_problem(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values of a generated row that has its columns."""
+    if not row["prompt_id"]:
+        return "prompt_id is empty"
+    if not row["prompt"] or row["prompt"].isspace():
+        return "the prompt is empty"
+    return None
+
+
+def score_row_problem(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values of a row of scores.jsonl. A score of null (no readable vote) is right, and so is
+    the -1 that the reproduction wrote for it."""
+    score, votes = row["score"], row.get("votes")
+    if score is not None and not -1 <= score <= 9:
+        return f"the score is {score}; expected a number on the rubric's scale, within 0 to 9, or null"
+    if votes is not None and not (type(votes) is list and all(v is None or type(v) in NUMBERS for v in votes)):
+        return "votes must be a list of numbers and nulls"
+    if type(row.get("response_id", "")) is not str:
+        return "response_id must be a text"
+    return row_problem(row)
 
 
 @dataclass(frozen=True)

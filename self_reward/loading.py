@@ -1,10 +1,11 @@
 """What stages load: a text that is built in or in the data repository, a model's folder, its tokenizer, its sampler."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from self_reward import artifacts, jsonl
 from self_reward.errors import UserError
 from self_reward.stage import Run
 
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
 def text(run: Run, name: str, value: str, builtin: Callable[[str], str]) -> str:
     """The text that parameter `name` names: a file of the data repository, else a built-in one."""
     return run.input(name).read_text(encoding="utf-8") if run.has(name) else builtin(value)
+
+
+def rows(
+    run: Run,
+    parameters: Any,
+    name: str,
+    required: artifacts.Columns,
+    check: jsonl.Check = artifacts.row_problem,
+) -> Iterator[jsonl.Row]:
+    """The good rows of the generated file `name`. Bad ones are left out, counted by reason in the run's counts and
+    details, and shown; more than `max_bad_rows` of them end the stage when the file's end is reached."""
+    bad = jsonl.Bad()
+    path, repository_path = run.input(name), run.inputs.paths[name]
+    yield from jsonl.read_generated(path, required, bad, max_bad_rows=parameters.max_bad_rows, check=check)
+    if bad.reasons:
+        bad.places = [place.replace(str(path), repository_path) for place in bad.places]
+        run.log.warning("%s: %s; they are left out", repository_path, bad)
+        run.counts["bad_rows"] = run.counts.get("bad_rows", 0) + bad.reasons.total()
+        run.details.setdefault("bad_rows", {})[repository_path] = {
+            "rows": bad.rows,
+            "reasons": dict(bad.reasons),
+            "first": bad.places,
+        }
 
 
 def chain(run: Run, parameters: Any, role: str) -> tuple[Path, list[Path]]:

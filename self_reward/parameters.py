@@ -137,6 +137,14 @@ class Answering(Fields):
     """Longest response, in tokens."""
 
 
+class Generated(Fields):
+    """How files that an earlier stage wrote are read."""
+
+    max_bad_rows: float = neutral(0.01, ge=0, lt=1)
+    """Share of rows of a generated file that may be unusable: they are left out, counted and shown. Above it the stage
+    ends with an error."""
+
+
 class HeldOut(Fields):
     """What is kept out of training."""
 
@@ -191,7 +199,7 @@ class Sft(Run, BaseModelSource, Rubric, HeldOut, Lora):
     """Second moment decay of AdamW."""
 
 
-class GenPrompts(Run, BaseModelSource, Sampling, HeldOut):
+class GenPrompts(Run, BaseModelSource, Sampling, HeldOut, Generated):
     """01_gen_prompts"""
 
     num_prompts: int = Field(5000, ge=1)
@@ -232,7 +240,7 @@ class GenPrompts(Run, BaseModelSource, Sampling, HeldOut):
     """The stage ends with an error when a smaller share of what the model writes is usable."""
 
 
-class GenResponses(Run, BaseModelSource, Sampling, Answering):
+class GenResponses(Run, BaseModelSource, Sampling, Answering, Generated):
     """02_gen_responses"""
 
     responses_per_prompt: int = Field(4, ge=2)
@@ -241,7 +249,7 @@ class GenResponses(Run, BaseModelSource, Sampling, Answering):
     """Sampling temperature of responses."""
 
 
-class GenScores(Run, BaseModelSource, Sampling, Judging):
+class GenScores(Run, BaseModelSource, Sampling, Judging, Generated):
     """03_gen_scores"""
 
     judge_votes: int = Field(3, ge=1)
@@ -250,7 +258,7 @@ class GenScores(Run, BaseModelSource, Sampling, Judging):
     """Stop rule: share of judgements that must be readable."""
 
 
-class GenPreferences(Run):
+class GenPreferences(Run, Generated):
     """04_gen_preferences"""
 
     length_rho: float = Field(0.0, ge=0, lt=0.5)
@@ -273,7 +281,7 @@ class GenPreferences(Run):
     """Stop rule: pairs that an iteration must have."""
 
 
-class Dpo(Run, BaseModelSource, Rubric, Scale, HeldOut, Lora):
+class Dpo(Run, BaseModelSource, Rubric, Scale, HeldOut, Lora, Generated):
     """05_dpo"""
 
     dpo_finetune: Literal["lora", "full"] = "lora"

@@ -20,7 +20,7 @@ def work(p, run):
         row["prompt"]
         for i in range(p.iteration)
         if run.has(f"prompts:M{i}")
-        for row in jsonl.read(run.input(f"prompts:M{i}"), artifacts.PROMPT_COLUMNS)
+        for row in loading.rows(run, p, f"prompts:M{i}", artifacts.PROMPT_COLUMNS)
     ]
     accept = prompts.PromptFilter(
         [*known, *earlier, *sorted(held_out)],

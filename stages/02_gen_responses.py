@@ -13,7 +13,7 @@ from self_reward import artifacts, stage
 def work(p, run):
     from self_reward import chat, generation, jsonl, loading
 
-    prompts = list(jsonl.read(run.input("prompts"), artifacts.PROMPT_COLUMNS))
+    prompts = list(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder, run.seed)

@@ -14,7 +14,7 @@ def work(p, run):
     from self_reward import jsonl, judge, loading, scoring
 
     rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
-    responses = list(jsonl.read(run.input("responses"), artifacts.RESPONSE_COLUMNS))
+    responses = list(loading.rows(run, p, "responses", artifacts.RESPONSE_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder, run.seed)

@@ -12,13 +12,13 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import jsonl, preferences
+    from self_reward import jsonl, loading, preferences
 
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
 
     def rows():
-        for row in jsonl.read(run.input("scores"), artifacts.SCORE_COLUMNS):
+        for row in loading.rows(run, p, "scores", artifacts.SCORE_COLUMNS, artifacts.score_row_problem):
             if row["score"] is not None:
                 scores[round(row["score"], 1)] += 1
             yield row

@@ -12,9 +12,9 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import chat, jsonl, loading, preferences
+    from self_reward import chat, loading, preferences
 
-    rows = jsonl.read(run.input("preferences"), artifacts.PREFERENCE_COLUMNS)
+    rows = loading.rows(run, p, "preferences", artifacts.PREFERENCE_COLUMNS)
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     run.counts["pairs"] = len(pairs)
     if p.eft_replay > 0:
