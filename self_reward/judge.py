@@ -70,23 +70,25 @@ def judge_prompt(rubric: str, prompt: str, response: str) -> str:
 
 @lru_cache(maxsize=64)
 def _folded(text: str, end: str = "") -> re.Pattern[str]:
-    """Matches `text` with any white space where it has some, and any or none around it."""
-    return re.compile(r"\s*" + r"\s+".join(re.escape(word) for word in text.split()) + r"\s*" + end)
+    """Matches `text` with any white space where it has some. None is looked for around it: a search for white space and
+    then a word costs the square of a long run of it."""
+    return re.compile(r"\s++".join(re.escape(word) for word in text.split()) + end)
 
 
 def split_judge_prompt(rubric: str, text: str) -> tuple[str, str] | None:
     """The (prompt, response), stripped, of a text that judge_prompt(rubric, ...) could have made, up to white space;
-    or None.
+    or None. Linear time.
 
     Where the text between the placeholders occurs more than once, its first occurrence splits.
     """
     parts = _parts(rubric)
+    text = text.strip()
     before = _folded(parts.before).match(text)
     middle = _folded(parts.middle).search(text, before.end()) if before else None
     after = _folded(parts.after, r"\Z").search(text, middle.end()) if middle else None
     if not (before and middle and after):
         return None
-    one, two = text[before.end() : middle.start()], text[middle.end() : after.start()]
+    one, two = text[before.end() : middle.start()].strip(), text[middle.end() : after.start()].strip()
     return (one, two) if parts.first == "prompt" else (two, one)
 
 

@@ -104,6 +104,8 @@ _LABEL = re.compile(
     r"(?:[*_]{1,3})?(?:task|prompt|instruction)(?:[*_]{1,3})?[ \t]?:(?:[*_]{1,3})?[ \t]{0,4}", re.IGNORECASE
 )
 _FENCE = re.compile(r"[ \t]{0,3}```[^\s`]{0,20}[ \t]{0,8}")
+# `---` and the like at the end; looks behind and is possessive, since it would cost the square of a run of empty lines
+_RULE = re.compile(r"(?<![-*_#=\s])[-*_#=\s]++\Z")
 _QUOTES = {'"': '"', "\u201c": "\u201d", "\u2018": "\u2019", "'": "'", "\u00ab": "\u00bb", "`": "`", "**": "**"}
 
 
@@ -151,7 +153,10 @@ def _is_chatter(lead: str) -> bool:
 
 
 def _clean(item: str) -> str:
-    item = re.sub(r"\n[-*_#=\s]+\Z", "", item.strip()).strip()
+    item = item.strip()
+    rule = _RULE.search(item)
+    if rule and "\n" in rule[0]:
+        item = item[: item.index("\n", rule.start())].strip()
     label = _LABEL.match(item)
     if label:
         item = item[label.end() :].strip()
