@@ -8,6 +8,7 @@ checkpoint that is an adapter names its parent, so a checkpoint is a chain: a ba
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,11 +157,15 @@ def checkpoint_path(name: str) -> str:
     return f"{model}/models/{kind}/final_checkpoint"
 
 
-def chain(name: str, files: Collection[str], small: Mapping[str, bytes]) -> tuple[tuple[str, ...], str | None]:
+def chain(
+    name: str, files: Collection[str], small: Mapping[str, bytes], model: str = "BASE_MODEL", data_repo: str = "DIR"
+) -> tuple[tuple[str, ...], str | None]:
     """The checkpoints to load for `name`, oldest first ("base" first when it starts from the base model), and the
     base model's id where it is recorded.
 
-    An adapter without our metadata (the reproduction's) is taken to sit on the base model.
+    An adapter without our metadata (the reproduction's) is taken to sit on the base model. Raises UserError for
+    metadata that cannot be read and for a checkpoint that is not there, with the command that makes it from the base
+    model `model` in `data_repo`.
     """
     found: list[str] = []
     base = None
@@ -168,11 +173,11 @@ def chain(name: str, files: Collection[str], small: Mapping[str, bytes]) -> tupl
     while current is not None and current != "base":
         folder = checkpoint_path(current)
         if not any(path.startswith(folder + "/") for path in files):
-            raise UserError(_no_checkpoint(current, files))
+            raise UserError(_no_checkpoint(current, files, model, data_repo))
         if current in found:
             raise UserError(f"checkpoint {current} is its own parent in {folder}/self_reward.json; train it again")
         found.insert(0, current)
-        metadata = json.loads(small.get(f"{folder}/self_reward.json", b"{}"))
+        metadata = _metadata(f"{folder}/self_reward.json", small)
         base = metadata.get("base_model") or base
         if metadata.get("finetune", "lora" if f"{folder}/adapter_config.json" in files else "full") == "full":
             return tuple(found), base
@@ -180,13 +185,33 @@ def chain(name: str, files: Collection[str], small: Mapping[str, bytes]) -> tupl
     return ("base", *found), base
 
 
-def _no_checkpoint(name: str, files: Collection[str]) -> str:
-    if not re.fullmatch(r"M\d+/(sft|dpo)", name):
+def _metadata(path: str, small: Mapping[str, bytes]) -> dict[str, Any]:
+    """How a checkpoint was made: finetune (lora, full), parent, base_model; {} for one that we did not make."""
+    try:
+        metadata = json.loads(small.get(path, b"{}"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove this checkpoint's folder and make it again") from None
+    if not isinstance(metadata, dict) or any(
+        not isinstance(metadata.get(name), str | None) for name in ("finetune", "parent", "base_model")
+    ):
+        raise UserError(
+            f"{path}: expected a JSON object with the texts finetune, parent and base_model, found "
+            f"{json.dumps(metadata)[:200]}; remove this checkpoint's folder and make it again"
+        )
+    return metadata
+
+
+def _no_checkpoint(name: str, files: Collection[str], model: str, data_repo: str) -> str:
+    wanted = re.fullmatch(r"M(\d+)/(sft|dpo)", name)
+    if not wanted:
         return f"{name!r} names no checkpoint; expected base, or a name such as M0/sft or M0/dpo"
     there = sorted({p.split("/models/")[0] + "/" + p.split("/")[2] for p in files if "/final_checkpoint/" in p})
+    k = int(wanted[1])
+    first = next((i + 1 for i in reversed(range(k)) if f"M{i}/dpo" in there), 0)
     return (
         f"checkpoint {name} is not there; the data repository has {', '.join(there) or 'none'}. "
-        f"Make it with ./self-reward.sh stages BASE_MODEL {name.partition('/')[0]} --iterations 1"
+        f"Make it with ./self-reward.sh stages {shlex.quote(model)} M{first} --iterations {k - first + 1} "
+        f"--data_repo {shlex.quote(data_repo)} and the parameters of this run"
     )
 
 
@@ -196,12 +221,10 @@ def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[s
     Raises UserError with everything that is missing, and the command that makes it.
     """
     k = parameters.iteration
-    if stage == "04_gen_preferences":
-        return Inputs(
-            _required({"scores": SCORES}, {"scores": "03_gen_scores"}, k, files),
-            {"preferences": PREFERENCES.format(k=k)},
-        )
     needs = _Needs(parameters, files, small)
+    if stage == "04_gen_preferences":
+        needs.generated("scores", SCORES, "03_gen_scores", k)
+        return needs.inputs({"preferences": PREFERENCES.format(k=k)})
     if stage == "00_sft":
         if not has_sft(k, parameters.sft, files):
             return Inputs({}, {}, nothing_to_do=f"M{k} has no SFT; its policy is {start_name(k)}")
@@ -227,16 +250,16 @@ def inputs(stage: str, parameters: Any, files: Collection[str], small: Mapping[s
         needs.checkpoint("policy", policy if parameters.prompt_model == "policy" else parameters.prompt_model)
         return needs.inputs({"prompts": PROMPTS.format(k=k)})
     if stage == "02_gen_responses":
-        needs.paths |= _required({"prompts": PROMPTS}, {"prompts": "01_gen_prompts"}, k, files)
+        needs.generated("prompts", PROMPTS, "01_gen_prompts", k)
         needs.checkpoint("policy", policy_name(k, parameters.sft, files))
         return needs.inputs({"responses": RESPONSES.format(k=k)})
     if stage == "03_gen_scores":
-        needs.paths |= _required({"responses": RESPONSES}, {"responses": "02_gen_responses"}, k, files)
+        needs.generated("responses", RESPONSES, "02_gen_responses", k)
         needs.text("rubric", parameters.rubric)
         needs.checkpoint("policy", policy_name(k, parameters.sft, files))
         return needs.inputs({"scores": SCORES.format(k=k)})
     if stage == "05_dpo":
-        needs.paths |= _required({"preferences": PREFERENCES}, {"preferences": "04_gen_preferences"}, k, files)
+        needs.generated("preferences", PREFERENCES, "04_gen_preferences", k)
         if parameters.eft_replay > 0:
             needs.judging_examples(k)
             needs.held_out()
@@ -272,42 +295,48 @@ def checkpoint_inputs(name: str, parameters: Any, files: Collection[str], small:
     return needs.inputs({})
 
 
-def missing_for_run(parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> list[str]:
-    """What the user must still provide before iteration `start_iteration` can begin, all of it."""
-    start = parameters.start_iteration
+def run_inputs(parameters: Any, files: Collection[str], small: Mapping[str, bytes]) -> tuple[Inputs, list[str]]:
+    """The user's files that the iterations from `start_iteration` on will read (train:M0, seeds:M0, eval_prompts,
+    rubric ...), and what the user must still provide before they can begin, all of it."""
+    start, files = parameters.start_iteration, set(files)
     needs = _Needs(parameters, files, small)
     needs.checkpoint("start", start_name(start))
     if start == 0 and parameters.sft != "never" and train_path(0, files) is None:
         needs.problems.append(
-            f"{TRAIN.format(k=0)} is not in the data repository; it holds the SFT data, one JSON object a line: "
-            "prompt, response, source (ift or eft). For a model that can already follow instructions and judge, "
-            "set sft: never"
+            f"{TRAIN.format(k=0)} is not in the data repository{_similar('M0/train', files)}; it holds the SFT data, "
+            "one JSON object a line: prompt, response, source (ift or eft). For a model that can already follow "
+            "instructions and judge, set sft: never"
         )
-    needs.seeds(start)
+    for k in range(start, start + parameters.iterations):
+        train = train_path(k, files)
+        if train and (has_sft(k, parameters.sft, files) or parameters.eft_replay > 0):
+            needs.paths[f"train:M{k}"] = train
+        elif train is None and parameters.sft == "always" and k > 0:
+            needs.problems.append(
+                f"sft is always, but {TRAIN.format(k=k)} is not in the data repository{_similar(f'M{k}/train', files)}"
+            )
+        if k == start or SEEDS.format(k=k) in files:
+            needs.seeds(k)
+            if seeds := needs.paths.pop("seeds", None):
+                needs.paths[f"seeds:M{k}"] = seeds
+    needs.held_out()
+    if parameters.eft_replay > 0:
+        needs.judging_examples(start)
+        if replay := needs.paths.pop("train", None):
+            needs.paths.setdefault(f"train:M{start}", replay)
     needs.text("rubric", parameters.rubric)
     needs.text("chat_template", parameters.chat_template)
     needs.text("prompt_template", parameters.prompt_template)
-    if parameters.eft_replay > 0:
-        needs.judging_examples(start)
     if parameters.prompt_model not in ("policy", "base", policy_name(start, parameters.sft, files)):
         needs.checkpoint("prompt_model", parameters.prompt_model)
-    try:
-        needs.inputs({})
-    except UserError as error:
-        return error.problems
-    return []
+    needs.base()
+    return Inputs(needs.paths, {}, needs.chains, needs.recorded_base), needs.problems
 
 
-def _required(paths: dict[str, str], made_by: dict[str, str], k: int, files: Collection[str]) -> dict[str, str]:
-    found = {name: path.format(k=k) for name, path in paths.items()}
-    missing = [
-        f"{path} is not in the data repository; make it with stages/{made_by[name]}.py --iteration {k}"
-        for name, path in found.items()
-        if path not in files
-    ]
-    if missing:
-        raise UserError(missing)
-    return found
+def _similar(folder: str, files: Collection[str]) -> str:
+    """What is there in a folder in which a file is missing."""
+    there = sorted(path for path in files if path.startswith(folder + "/"))
+    return f" ({folder} has {', '.join(there[:5])}{' ...' if len(there) > 5 else ''})" if there else ""
 
 
 class _Needs:
@@ -321,6 +350,13 @@ class _Needs:
         self.problems: list[str] = []
 
     def inputs(self, outputs: dict[str, str]) -> Inputs:
+        self.base()
+        if self.problems:
+            raise UserError(self.problems)
+        return Inputs(self.paths, outputs, self.chains, self.recorded_base)
+
+    def base(self) -> None:
+        """The base model, where a chain begins with it."""
         if any(chain[0] == "base" for chain in self.chains.values()):
             base = self.parameters.base_model
             if base is None and (self.recorded_base is None or self.recorded_base.startswith(("path:", "oxen:"))):
@@ -330,17 +366,19 @@ class _Needs:
                 if any(path.startswith(folder + "/") for path in self.files):
                     self.paths["base"] = folder
                 else:
-                    self.problems.append(f"base_model {base}: no folder {folder} in the data repository")
-        if self.problems:
-            raise UserError(self.problems)
-        return Inputs(self.paths, outputs, self.chains, self.recorded_base)
+                    there = sorted({path.rpartition("/")[0] for path in self.files if path.endswith("/config.json")})
+                    self.problems.append(
+                        f"base_model {base}: no folder {folder} in the data repository; folders with a config.json: "
+                        f"{', '.join(there) or 'none'}"
+                    )
 
     def checkpoint(self, role: str, name: str) -> None:
         try:
             names: tuple[str, ...] = ("base",)
             base = None
             if name != "base":
-                names, base = chain(name, self.files, self.small)
+                p = self.parameters
+                names, base = chain(name, self.files, self.small, p.base_model or "BASE_MODEL", p.data_repo)
         except UserError as error:
             self.problems += error.problems
             return
@@ -349,6 +387,15 @@ class _Needs:
         for one in names:
             if one != "base":
                 self.paths[f"checkpoint:{one}"] = checkpoint_path(one)
+
+    def generated(self, name: str, template: str, made_by: str, k: int) -> None:
+        path = template.format(k=k)
+        if path in self.files:
+            self.paths[name] = path
+        else:
+            self.problems.append(
+                f"{path} is not in the data repository; make it with stages/{made_by}.py --iteration {k}"
+            )
 
     def text(self, name: str, value: str) -> None:
         """A built-in name needs no file; anything else is a path in the data repository."""

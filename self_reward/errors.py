@@ -1,5 +1,8 @@
 """The two kinds of failure that a stage tells apart by its exit code."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 class UserError(Exception):
     """The user must change something (exit code 2). Holds every problem found, not only the first."""
@@ -11,3 +14,17 @@ class UserError(Exception):
 
 class TryAgain(Exception):
     """The same command may succeed later: network, lock, disk, memory (exit code 75)."""
+
+
+def all_of(*steps: Callable[[], Any]) -> list[Any]:
+    """The results of `steps`, called in order. All are called: where some raise UserError, one with the problems of
+    all of them is raised, so that several bad files need one run to be found, not several."""
+    results, problems = [], []
+    for step in steps:
+        try:
+            results.append(step())
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return results

@@ -1,20 +1,24 @@
 """The user's data: training examples and held-out sets, under our column names or the reproduction's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from self_reward import jsonl
 from self_reward.errors import UserError
 
+Ranked = list[tuple[str, list[tuple[str, float]]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of M{k}/train: `source` is ift (an instruction and its answer) or eft (a judgement)."""
+    """One row of M{k}/train: `source` is ift (an instruction and its answer) or eft (a judgement); `line` is where it
+    stands in its file."""
 
     prompt: str
     response: str
     source: str
+    line: int = field(default=0, compare=False)
 
 
 def read(path: Path) -> list[Example]:
@@ -22,51 +26,64 @@ def read(path: Path) -> list[Example]:
 
     Raises UserError with every bad row (file and line), or when there is no row.
     """
-    examples, problems = [], []
-    for number, row in enumerate(jsonl.read(path, {"prompt": str}), 1):
-        response = row.get("response") or row.get("completion")
-        if not isinstance(response, str):
-            found = ", ".join(row)
-            problems.append(f"{path.name} row {number}: no text in column response (or completion); found {found}")
-        elif not row["prompt"].strip():
-            problems.append(f"{path.name} row {number}: the prompt is empty")
-        elif not response.strip():
-            problems.append(f"{path.name} row {number}: the response is empty")
-        else:
-            examples.append(Example(row["prompt"], response, str(row.get("source") or "ift").lower()))
-    if len(problems) > jsonl.MOST_PROBLEMS:
-        problems[jsonl.MOST_PROBLEMS :] = [f"and {len(problems) - jsonl.MOST_PROBLEMS} more rows with problems"]
-    if not examples and not problems:
-        problems.append(
-            f"{path.name} has no rows; expected one JSON object a line: prompt, response, source (ift or eft)"
-        )
-    if problems:
-        raise UserError(problems)
+    examples = [
+        Example(row["prompt"], _answer(row), str(row.get("source") or "ift").lower(), number)
+        for number, row in jsonl.read_numbered(path, {"prompt": str}, _example_problem)
+    ]
+    if not examples:
+        raise UserError(f"{path} has no rows; expected one JSON object a line: prompt, response, source (ift or eft)")
     return examples
 
 
+def _answer(row: jsonl.Row) -> Any:
+    return row.get("response") or row.get("completion")
+
+
+def _example_problem(row: jsonl.Row) -> str | None:
+    response = _answer(row)
+    if not isinstance(response, str):
+        if row.get("response") == "" or row.get("completion") == "":
+            return "the response is empty"
+        return f"no text in column response (or completion); found {jsonl.shown_columns(row)}"
+    if type(row.get("source") or "") is not str:
+        return f"source is {type(row['source']).__name__}, expected ift or eft"
+    if not response.strip():
+        return "the response is empty"
+    return _prompt_problem(row)
+
+
+def _prompt_problem(row: jsonl.Row) -> str | None:
+    return None if row["prompt"].strip() else "the prompt is empty"
+
+
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of M0/eval/prompts.jsonl."""
-    return [row["prompt"] for row in jsonl.read(path, {"prompt": str})]
+    """The prompts of M0/eval/prompts.jsonl. Raises UserError with every bad row, or when there is no row."""
+    prompts = [row["prompt"] for row in jsonl.read(path, {"prompt": str}, _prompt_problem)]
+    if not prompts:
+        raise UserError(f"{path} has no rows; put held-out prompts there, one JSON object a line, or remove the file")
+    return prompts
 
 
-def read_ranked(path: Path) -> list[tuple[str, list[tuple[str, float]]]]:
-    """M0/eval/eft.jsonl: prompts, each with (response, rank) of its answers; rank 0 is the best."""
-    groups = []
-    problems = []
-    for number, row in enumerate(jsonl.read(path, {"prompt": str, "responses": list}), 1):
-        answers = [answer for answer in row["responses"] if _is_ranked(answer)]
-        if len(answers) < len(row["responses"]) or len(answers) < 2:
-            problems.append(f"{path.name} row {number}: responses must be two or more of {{text, rank}}")
-        else:
-            groups.append((row["prompt"], [(answer["text"], float(answer["rank"])) for answer in answers]))
-    if problems:
-        raise UserError(problems[: jsonl.MOST_PROBLEMS])
+def read_ranked(path: Path) -> Ranked:
+    """M0/eval/eft.jsonl: prompts, each with (response, rank) of its answers; rank 0 is the best. Raises UserError with
+    every bad row, or when there is no row."""
+    groups = [
+        (row["prompt"], [(answer["text"], float(answer["rank"])) for answer in row["responses"]])
+        for row in jsonl.read(path, {"prompt": str, "responses": list}, _ranked_problem)
+    ]
+    if not groups:
+        raise UserError(f"{path} has no rows; put ranked responses there, one JSON object a line, or remove the file")
     return groups
 
 
+def _ranked_problem(row: jsonl.Row) -> str | None:
+    if len(row["responses"]) < 2:
+        return f"{len(row['responses'])} responses; expected two or more of {{text, rank}}"
+    for number, answer in enumerate(row["responses"], 1):
+        if not _is_ranked(answer):
+            return f"response {number} is no {{text, rank}} of a text and a number"
+    return _prompt_problem(row)
+
+
 def _is_ranked(answer: Any) -> bool:
-    if not isinstance(answer, dict):
-        return False
-    rank = answer.get("rank")
-    return isinstance(answer.get("text"), str) and isinstance(rank, int | float) and not isinstance(rank, bool)
+    return isinstance(answer, dict) and type(answer.get("text")) is str and type(answer.get("rank")) in (int, float)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from self_reward import examples, judge, prompts
-
-Ranked = list[tuple[str, list[tuple[str, float]]]]
+from self_reward.errors import all_of
+from self_reward.examples import Ranked
 
 
 def read(
@@ -19,8 +19,10 @@ def read(
     """(prompts to answer, groups of ranked responses to judge). Without M0/eval, held-out judgements of the training
     data are grouped by prompt, each response ranked by the score that its judgement gives."""
     if eval_prompts is not None or eval_eft is not None:
-        ranked = examples.read_ranked(eval_eft) if eval_eft is not None else []
-        texts = examples.read_prompts(eval_prompts) if eval_prompts is not None else []
+        texts, ranked = all_of(
+            lambda: examples.read_prompts(eval_prompts) if eval_prompts is not None else [],
+            lambda: examples.read_ranked(eval_eft) if eval_eft is not None else [],
+        )
         return texts or [prompt for prompt, _ in ranked], ranked
     own: dict[str, None] = {}
     groups: dict[str, list[tuple[str, float]]] = {}

@@ -50,12 +50,19 @@ def read(path: Path, required: dict[str, Any] | None = None, check: Check | None
 
     All problems of the file are collected and raised together, as a UserError, once its end is reached.
     """
+    return (row for _, row in read_numbered(path, required, check))
+
+
+def read_numbered(
+    path: Path, required: dict[str, Any] | None = None, check: Check | None = None
+) -> Iterator[tuple[int, Row]]:
+    """As `read`, each row with the number of its line."""
     problems: list[str] = []
     left_out = 0
     for number, row, _, problem in _rows(path, required or {}, check):
         if not problem:
             if not problems:
-                yield row
+                yield number, row
         elif len(problems) < MOST_PROBLEMS:
             problems.append(f"{path}:{number}: {problem}")
         else:
@@ -150,8 +157,7 @@ def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str,
         return {}, "not_an_object", f"a JSON {_type_name(type(row))}; each line must be one JSON object"
     missing = [name for name in required if name not in row]
     if missing:
-        columns = ", ".join(list(row)[:20])[:300] or "no column"
-        return {}, "missing_column", f"missing column {', '.join(missing)}; found {columns}"
+        return {}, "missing_column", f"missing column {', '.join(missing)}; found {shown_columns(row)}"
     wrong = [
         f"{name} is {_type_name(type(row[name]))}, expected {_type_name(kind)}"
         for name, kind in required.items()
@@ -167,6 +173,11 @@ def _is_json_without_it(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def shown_columns(row: Row) -> str:
+    """The names of a row's columns, for a message."""
+    return ", ".join(list(row)[:20])[:300] or "no column"
 
 
 def _types(kind: Any) -> frozenset[type]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from self_reward import artifacts, jsonl
-from self_reward.errors import UserError
+from self_reward.errors import UserError, all_of
 from self_reward.stage import Run
 
 if TYPE_CHECKING:
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 def text(run: Run, name: str, value: str, builtin: Callable[[str], str]) -> str:
     """The text that parameter `name` names: a file of the data repository, else a built-in one."""
-    return run.input(name).read_text(encoding="utf-8") if run.has(name) else builtin(value)
+    if not run.has(name):
+        return builtin(value)
+    try:
+        return run.input(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} {value}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
 def rows(
@@ -116,25 +121,71 @@ def held_out(run: Run, parameters: Any) -> tuple[set[str], float]:
     """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
     from self_reward import examples
 
-    prompts: set[str] = set()
-    if run.has("eval_prompts"):
-        prompts.update(examples.read_prompts(run.input("eval_prompts")))
-    if run.has("eval_eft"):
-        prompts.update(prompt for prompt, _ in examples.read_ranked(run.input("eval_eft")))
+    texts, ranked = all_of(
+        lambda: examples.read_prompts(run.input("eval_prompts")) if run.has("eval_prompts") else [],
+        lambda: examples.read_ranked(run.input("eval_eft")) if run.has("eval_eft") else [],
+    )
+    prompts = {*texts, *(prompt for prompt, _ in ranked)}
     return prompts, 0.0 if run.has("eval_prompts") or run.has("eval_eft") else parameters.eval_fraction
 
 
-def training_examples(run: Run, parameters: Any) -> "tuple[list[Example], dict[str, int]]":
-    """The examples of M{k}/train that may be trained on, and how many of which kind there are."""
-    from self_reward import examples, judge, sft_data
+def rubric(run: Run, parameters: Any) -> str:
+    """The rubric's text. Raises UserError where it does not hold {prompt} and {response} once each."""
+    from self_reward import judge
 
-    prompts, fraction = held_out(run, parameters)
-    return sft_data.select(
-        examples.read(run.input("train")),
-        rubric=text(run, "rubric", parameters.rubric, judge.builtin),
-        held_out=prompts,
-        held_out_fraction=fraction,
+    found = text(run, "rubric", parameters.rubric, judge.builtin)
+    judge.judge_prompt(found, "", "")
+    return found
+
+
+def prompt_template(run: Run, parameters: Any) -> str:
+    """The text that asks for new prompts. Raises UserError where it does not hold {examples} once."""
+    from self_reward import prompts
+
+    found = text(run, "prompt_template", parameters.prompt_template, prompts.builtin)
+    prompts.few_shot_prompt(found, [])
+    return found
+
+
+def training_examples(run: Run, parameters: Any, name: str = "train") -> "tuple[list[Example], dict[str, int]]":
+    """The examples of M{k}/train that may be trained on, and how many of which kind there are. Raises UserError with
+    the problems of the train file (the input `name`), the held-out files and the rubric together."""
+    from self_reward import examples, sft_data
+
+    (prompts, fraction), found, asked = all_of(
+        lambda: held_out(run, parameters),
+        lambda: examples.read(run.input(name)),
+        lambda: rubric(run, parameters),
     )
+    return sft_data.select(found, rubric=asked, held_out=prompts, held_out_fraction=fraction, path=run.input(name))
+
+
+def seeds(run: Run, parameters: Any, name: str = "seeds") -> tuple[list[str], list[str], set[str]]:
+    """(prompts to show as examples, all prompts of the seed data, held-out prompts). What is held out is not shown.
+    Raises UserError with the problems of all these files together, or where no seed is left."""
+    from self_reward import examples, prompts
+
+    (held, fraction), rows = all_of(lambda: held_out(run, parameters), lambda: examples.read(run.input(name)))
+    known = list(dict.fromkeys(row.prompt for row in rows if row.source != "eft"))
+    shown = [prompt for prompt in known if prompt not in held and not prompts.held_out(prompt, fraction)]
+    if not shown:
+        raise UserError(
+            f"{run.input(name)}: of {len(rows)} rows none is a prompt to show as an example ({len(known)} have another "
+            f"source than eft, of which {len(known) - len(shown)} are held out); put more prompts there"
+        )
+    return shown, known, held
+
+
+def check_data(run: Run, parameters: Any) -> None:
+    """Read all of the user's files that a run will read; raises UserError with the problems of all of them."""
+    steps: list[Callable[[], Any]] = [lambda: rubric(run, parameters), lambda: prompt_template(run, parameters)]
+    for name in run.inputs.paths:
+        if name.startswith("train:"):
+            steps.append(lambda name=name: training_examples(run, parameters, name))  # type: ignore[misc]
+        elif name.startswith("seeds:"):
+            steps.append(lambda name=name: seeds(run, parameters, name))  # type: ignore[misc]
+    steps.append(lambda: held_out(run, parameters))
+    all_of(*steps)
 
 
 def parent(run: Run, role: str) -> str | None:

@@ -273,6 +273,20 @@ def _own_folder(work_dir: Path, p: Any, key: str) -> Path:
     return work_dir / repository[:16] / key
 
 
+@contextlib.contextmanager
+def scratch_folder(p: Any, name: str) -> Iterator[Path]:
+    """A folder for the program `name`, empty and removed afterwards. What it leaves when it is killed, the next one
+    removes. Raises TryAgain while another process has it."""
+    work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
+    folder = _own_folder(work_dir, p, name)
+    with _only_worker(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _own_seed(p: Any, name: str) -> int:
     digest = hashlib.sha256(f"{p.seed} {name} {p.iteration}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1  # 31 bits, as every engine takes

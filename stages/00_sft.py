@@ -15,8 +15,8 @@ def work(p, run):
 
     rows, counts = loading.training_examples(run, p)
     run.counts.update(counts)
-    folder = loading.model_folder(run, p, "start")
     template = loading.text(run, "chat_template", p.chat_template, str)
+    folder = loading.model_folder(run, p, "start")
     tokenizer = loading.tokenizer(folder, template, p.trust_remote_code)
     from self_reward import checkpoints, training
 

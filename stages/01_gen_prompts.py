@@ -8,14 +8,13 @@ Run     python stages/01_gen_prompts.py --data_repo DIR --base_model MODEL --ite
 import sys
 
 from self_reward import artifacts, stage
+from self_reward.errors import all_of
 
 
 def work(p, run):
-    from self_reward import chat, examples, generation, jsonl, loading, new_prompts, prompts
+    from self_reward import chat, generation, jsonl, loading, new_prompts, prompts
 
-    held_out, fraction = loading.held_out(run, p)
-    known = dict.fromkeys(row.prompt for row in examples.read(run.input("seeds")) if row.source != "eft")
-    seeds = [text for text in known if text not in held_out and not prompts.held_out(text, fraction)]
+    (seeds, known, held_out), template = all_of(lambda: loading.seeds(run, p), lambda: loading.prompt_template(run, p))
     earlier = [
         row["prompt"]
         for i in range(p.iteration)
@@ -54,7 +53,7 @@ def work(p, run):
         ask,
         seeds,
         accept,
-        template=loading.text(run, "prompt_template", p.prompt_template, prompts.builtin),
+        template=template,
         count=p.num_prompts,
         seed_shots=p.prompt_seed_shots,
         generated_shots=p.prompt_generated_shots,

@@ -8,13 +8,16 @@ Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iter
 import sys
 
 from self_reward import artifacts, stage
+from self_reward.errors import all_of
 
 
 def work(p, run):
-    from self_reward import jsonl, judge, loading, scoring
+    from self_reward import jsonl, loading, scoring
 
-    rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
-    responses = list(loading.rows(run, p, "responses", artifacts.RESPONSE_COLUMNS))
+    rubric, responses = all_of(
+        lambda: loading.rubric(run, p),
+        lambda: list(loading.rows(run, p, "responses", artifacts.RESPONSE_COLUMNS)),
+    )
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
     sampler = loading.sampler(p, folder, run.seed)

@@ -12,9 +12,9 @@ from self_reward import stage
 
 
 def work(p, run):
-    from self_reward import evaluation, held_out, judge, loading
+    from self_reward import evaluation, held_out, loading
 
-    rubric = loading.text(run, "rubric", p.rubric, judge.builtin)
+    rubric = loading.rubric(run, p)
     verifier = evaluation.load_verifier(p.verifier) if p.verifier else None
     prompts, groups = held_out.read(
         run.input("eval_prompts") if run.has("eval_prompts") else None,

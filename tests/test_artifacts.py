@@ -94,23 +94,86 @@ def test_a_missing_iteration_is_named_with_what_is_there_and_the_command_that_ma
     with pytest.raises(UserError) as caught:
         artifacts.inputs("02_gen_responses", p("", iteration=2), files | {"M2/generated/prompts.jsonl"}, small)
     assert "M1/dpo is not there; the data repository has M0/sft" in caught.value.problems[0]
-    assert "./self-reward.sh stages BASE_MODEL M1" in caught.value.problems[0]
+    assert "./self-reward.sh stages org/model M0 --iterations 2 --data_repo data" in caught.value.problems[0]
+    files |= checkpoint("M0/dpo", small, "M0/sft")
+    with pytest.raises(UserError) as caught:
+        artifacts.inputs("02_gen_responses", p("", iteration=4, data_repo="a b"), files, small)
+    missing, command = caught.value.problems
+    assert missing == "M4/generated/prompts.jsonl is not in the data repository; make it with stages/" + (
+        "01_gen_prompts.py --iteration 4"
+    )
+    assert "M3/dpo is not there; the data repository has M0/dpo, M0/sft" in command
+    assert "./self-reward.sh stages org/model M1 --iterations 3 --data_repo 'a b'" in command
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"parent": 1}', b'{"finetune": ["lora"]}', b"\xff"])
+def test_a_checkpoints_metadata_that_cannot_be_read_is_named(content):
+    small = {}
+    files = USER_DATA | checkpoint("M0/sft", small, None)
+    small["M0/models/sft/final_checkpoint/self_reward.json"] = content
+    with pytest.raises(UserError, match="M0/models/sft/final_checkpoint/self_reward.json: "):
+        artifacts.chain("M0/sft", files, small)
+
+
+def test_what_is_wrong_with_the_values_of_a_generated_row_is_said():
+    row = {"prompt_id": "a", "prompt": "b", "completion": "", "score": 2.5}
+    for changed in (
+        {},
+        {"score": None},
+        {"score": -1},
+        {"votes": [1, None, 2.5]},
+        {"votes": None},
+        {"response_id": "x"},
+    ):
+        assert artifacts.score_row_problem(row | changed) is None
+    for changed, said in (
+        ({"score": 10}, "the score is 10"),
+        ({"score": -0.5}, None),
+        ({"score": -2}, "the score is -2"),
+        ({"votes": 3}, "votes must be"),
+        ({"votes": [True]}, "votes must be"),
+        ({"votes": ["3"]}, "votes must be"),
+        ({"response_id": 1}, "response_id must be"),
+        ({"prompt_id": ""}, "prompt_id is empty"),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"prompt": ""}, "the prompt is empty"),
+    ):
+        found = artifacts.score_row_problem(row | changed)
+        assert (found is None) == (said is None) and (said or "") in (found or "")
 
 
 def test_all_that_a_run_lacks_is_said_at_once():
-    lacking = p("", rubric="rubrics/mine.txt", chat_template="t.jinja", prompt_model="gpt")
+    lacking = p("", rubric="rubrics/mine.txt", chat_template="t.jinja", prompt_model="gpt", sft="always", iterations=2)
     lacking = SimpleNamespace(**{**lacking.model_dump(), "base_model": None})
-    text = "\n".join(artifacts.missing_for_run(lacking, set(), {}))
+    text = "\n".join(artifacts.run_inputs(lacking, {"M0/train/sft.jsonl"}, {})[1])
     for word in (
         "base_model is not set",
-        "M0/train/ift+eft.jsonl",
+        "M0/train/ift+eft.jsonl is not in the data repository (M0/train has M0/train/sft.jsonl)",
         "M0/train/ift.jsonl",
+        "M1/train/ift+eft.jsonl",
         "rubric",
         "chat_template",
         "gpt",
     ):
         assert word in text
-    assert artifacts.missing_for_run(p(""), USER_DATA, {}) == []
+    assert artifacts.run_inputs(p(""), USER_DATA, {})[1] == []
+
+
+@pytest.mark.parametrize(
+    "values, more, expected",
+    [
+        ({}, set(), {"train:M0", "seeds:M0"}),
+        ({"iterations": 3}, {"M2/train/ift+eft.jsonl"}, {"train:M0", "seeds:M0", "train:M2"}),
+        ({"iterations": 2}, {"M1/train/ift.jsonl"}, {"train:M0", "seeds:M0", "seeds:M1"}),
+        ({"sft": "never"}, set(), {"seeds:M0"}),
+        ({"sft": "never", "eft_replay": 0.1}, set(), {"train:M0", "seeds:M0"}),
+    ],
+)
+def test_what_a_run_will_read_of_the_users_is_known_beforehand(values, more, expected):
+    found, problems = artifacts.run_inputs(p("", **values), USER_DATA | more, {})
+    assert problems == []
+    assert set(found.paths) == expected | {"eval_prompts", "eval_eft"}
+    assert set(found.paths.values()) <= USER_DATA | more
 
 
 def test_a_base_model_in_the_data_repository_is_an_input():
