@@ -5,6 +5,7 @@ weights in the dtype of the folder, with its tokenizer. Learning rate: linear wa
 `min_learning_rate`. The effective batch is `batch_size`, whatever the micro batch.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -423,8 +424,9 @@ def _train(
     datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"  # the bar over the reference's log-probabilities heeds nothing else
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        work = checkpoint_dir or Path(scratch)
+    # no temporary folder where none is needed: kill -9 would leave it lying about
+    with contextlib.nullcontext(checkpoint_dir) if checkpoint_dir else tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
 
         def attempt(micro: int) -> tuple[Any, int]:
             last = _last_checkpoint(work)
