@@ -12,8 +12,10 @@ Sources, later ones win: defaults, SELF_REWARD_PARAMETERS (a JSON list of {name,
 import argparse
 import difflib
 import json
+import math
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -388,24 +390,32 @@ def parse(stage: str, doc: str, argv: Sequence[str] | None = None, environment: 
     sources: dict[str, tuple[Any, str]] = {}
     for name, value in _read_environment(environment.get(ENVIRONMENT, ""), problems):
         if name in sources and sources[name][0] != value:
-            problems.append(f"{ENVIRONMENT} gives {name} twice: {sources[name][0]!r} and {value!r}; keep one")
+            problems.append(
+                f"{ENVIRONMENT} gives {name} twice: {_short(sources[name][0])} and {_short(value)}; keep one"
+            )
         sources[name] = (value, ENVIRONMENT)
     if file is not None:
         sources |= {name: (value, file) for name, value in _read_file(file, problems)}
     sources |= {name: (value, f"--{name}") for name, value in flags.items()}
     for name, (_, source) in sources.items():
         if name not in Plan.model_fields:
-            problems.append(f"unknown parameter {name} (from {source}){nearest(name)}")
+            problems.append(f"unknown parameter {name[:200]} (from {source}){nearest(name)}")
     values = {name: _empty_is_none(value) for name, (value, _) in sources.items() if name in model.model_fields}
     try:
         parameters = model(**values)
     except ValidationError as error:
-        for detail in error.errors():
-            name = str(detail["loc"][0])
+        first = {
+            str(detail["loc"][0]): detail for detail in reversed(error.errors())
+        }  # of a list of a million words too
+        for name, detail in reversed(first.items()):
             problems.append(
-                f"{name} = {detail['input']!r} (from {sources[name][1]}): "
+                f"{name} = {_short(detail['input'])} (from {sources[name][1]}): "
                 + detail["msg"].replace("Input should be", "must be")
             )
+        bad = {str(detail["loc"][0]) for detail in error.errors()}
+        parameters = model(**{name: value for name, value in values.items() if name not in bad})
+        # what stands there for a bad value is its default, so nothing is said about that
+        problems += [found for found in contradictions(parameters) if not any(name in found for name in bad)]
         raise UserError(problems) from None
     problems += contradictions(parameters)
     if problems:
@@ -430,16 +440,49 @@ def contradictions(parameters: Run) -> list[str]:
             found.append(f"{batch} = {values[batch]} is not a multiple of {micro} = {values[micro]}")
     if values.get("score_max") is not None and values["score_min"] == values["score_max"]:
         found.append(f"score_min and score_max are both {values['score_min']}: such a scale tells nothing apart")
-    if values.get("judge_temperature") == 0 and values.get("judge_votes", 1) > 1:
-        found.append("judge_temperature = 0 makes all judge_votes equal; set judge_votes to 1 or a temperature above 0")
+    for votes in ("judge_votes", "eval_judge_votes"):
+        if values.get("judge_temperature") == 0 and values.get(votes, 1) > 1:
+            found.append(f"judge_temperature = 0 makes all {votes} equal; set {votes} to 1 or a temperature above 0")
+    if "max_pairs" in values and values["max_pairs"] > values.get("responses_per_prompt", math.inf) // 2:
+        found.append(
+            f"max_pairs = {values['max_pairs']} needs {2 * values['max_pairs']} responses to a prompt, "
+            f"responses_per_prompt = {values['responses_per_prompt']} gives fewer"
+        )
+    if "min_margin" in values and values["min_margin"] >= (
+        span := values.get("score_max", math.inf) - values.get("score_min", 0)
+    ):
+        found.append(f"min_margin = {values['min_margin']:g} lets no pair be: scores differ by {span} at most")
+    found += _folders(values)
     branch = values["branch"]
     if ".." in branch or "//" in branch or branch.endswith(("/", ".", ".lock")):
         found.append(f"branch = {branch!r} is no name for a branch: no '..' or '//', no '/', '.' or '.lock' at its end")
     if values.get("prompt_pattern"):
         try:
             re.compile(values["prompt_pattern"])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             found.append(f"prompt_pattern is no regular expression: {error}")
+    return found
+
+
+def _folders(values: dict[str, Any]) -> list[str]:
+    """What is wrong with the folders and files that a stage writes to outside the data repository."""
+    found = []
+    repository = Path(values["data_repo"]).expanduser().resolve()
+    for name in ("cache_dir", "work_dir", "commit_file", "stop_file"):
+        if not values[name]:
+            continue
+        path = Path(values[name]).expanduser().resolve()
+        if path == repository or path.is_relative_to(repository):
+            found.append(
+                f"{name} {values[name]} is inside the data repository {values['data_repo']}, which would commit it; "
+                "choose a place outside it"
+            )
+        elif name.endswith("_dir") and path.exists() and not path.is_dir():
+            found.append(f"{name} {values[name]} is a file; expected a folder")
+        elif name.endswith("_file") and path.is_dir():
+            found.append(f"{name} {values[name]} is a folder; expected a file")
+    if values["commit_file"] and values["commit_file"] == values["stop_file"]:
+        found.append(f"commit_file and stop_file are both {values['stop_file']}; give each a file of its own")
     return found
 
 
@@ -468,6 +511,7 @@ def _read_flags(model: type[Run], doc: str, argv: list[str], problems: list[str]
             f"--{name}",
             metavar=type_name(field),
             help=f"{' '.join((field.description or '').split())} (default: {shown(field.default)})".replace("%", "%%"),
+            action="append",
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
     known, unknown = parser.parse_known_args(argv)
@@ -480,9 +524,12 @@ def _read_flags(model: type[Run], doc: str, argv: list[str], problems: list[str]
             problems.append(f"unknown parameter --{name}{nearest(name)}")
         elif i == 0 or not unknown[i - 1].startswith("--"):
             problems.append(f"unexpected word {word!r} on the command line")
-    values = vars(known)
-    file = values.pop("parameter_file")
-    return values, file
+    given = vars(known)
+    file = given.pop("parameter_file")
+    for name, words in given.items():
+        if len(set(words)) > 1:
+            problems.append(f"--{name} is given twice: {words[0]} and {words[1]}; keep one")
+    return {name: words[-1] for name, words in given.items()}, file
 
 
 def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:
@@ -490,17 +537,21 @@ def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:
         return []
     try:
         return [(str(entry["name"]), entry.get("value")) for entry in json.loads(text)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         problems.append(f'{ENVIRONMENT} must be a JSON list of {{"name": ..., "value": ...}}: {error!r}')
         return []
 
 
 def _read_file(path: str, problems: list[str]) -> list[tuple[str, Any]]:
+    """Every scalar comes back as the text that stands there, so that it is read as the flag would be: `branch: no`,
+    `revision: 1234567` and `seed: 010` are no boolean, number or octal."""
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.BaseLoader)
+        content = yaml.load(text, yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"parameter file {path} cannot be read: {error}")
         return []
     if content is None:
@@ -508,7 +559,16 @@ def _read_file(path: str, problems: list[str]) -> list[tuple[str, Any]]:
     if not isinstance(content, dict):
         problems.append(f"parameter file {path} holds a {type(content).__name__}; expected lines of `name: value`")
         return []
-    return [(str(name), value) for name, value in content.items()]
+    names = [str(name.value) for name, _ in node.value]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"parameter file {path} gives {name[:200]} more than once; keep one")
+    return [(name, None if value == "~" else value) for name, value in content.items()]
+
+
+def _short(value: Any) -> str:
+    """A value as it is shown in a message: YAML's aliases can make one that is too large to be printed."""
+    text = repr(value) if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= 300 else text[:300] + " ..."
 
 
 def _empty_is_none(value: Any) -> Any:
@@ -518,7 +578,7 @@ def _empty_is_none(value: Any) -> Any:
         if value.startswith("["):
             try:
                 return json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return value
     return value
 
