@@ -467,19 +467,26 @@ def contradictions(parameters: Run) -> list[str]:
 def _folders(values: dict[str, Any]) -> list[str]:
     """What is wrong with the folders and files that a stage writes to outside the data repository."""
     found = []
-    repository = Path(values["data_repo"]).expanduser().resolve()
-    for name in ("cache_dir", "work_dir", "commit_file", "stop_file"):
+    repository = None
+    for name in ("data_repo", "cache_dir", "work_dir", "commit_file", "stop_file"):
         if not values[name]:
             continue
-        path = Path(values[name]).expanduser().resolve()
-        if path == repository or path.is_relative_to(repository):
+        try:
+            path = Path(values[name]).expanduser().resolve()
+            exists, is_dir = path.exists(), path.is_dir()
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, ~nobody, a zero byte
+            found.append(f"{name} {values[name]!r} is no path: {error}")
+            continue
+        if name == "data_repo":
+            repository = path
+        elif repository and path.is_relative_to(repository):
             found.append(
                 f"{name} {values[name]} is inside the data repository {values['data_repo']}, which would commit it; "
                 "choose a place outside it"
             )
-        elif name.endswith("_dir") and path.exists() and not path.is_dir():
+        elif name.endswith("_dir") and exists and not is_dir:
             found.append(f"{name} {values[name]} is a file; expected a folder")
-        elif name.endswith("_file") and path.is_dir():
+        elif name.endswith("_file") and is_dir:
             found.append(f"{name} {values[name]} is a folder; expected a file")
     if values["commit_file"] and values["commit_file"] == values["stop_file"]:
         found.append(f"commit_file and stop_file are both {values['stop_file']}; give each a file of its own")

@@ -60,12 +60,61 @@ def test_a_broken_environment_is_named(text):
     assert parameters.ENVIRONMENT in problems_of(environment={parameters.ENVIRONMENT: text})[0]
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "- 1\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "a: [",
+        "- 1\n",
+        b"\xff\xfe",
+        "seed\n",
+        "&a [*a]\n",
+        "seed: 2000-99-99\n",
+        "a: !!python/name:os.x",
+        "? [a]\n: 1\n",
+        "[" * 5000,
+    ],
+)
 def test_a_broken_parameter_file_is_named(tmp_path, content):
     file = tmp_path / "broken.yaml"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert "broken.yaml" in problems_of("--parameter_file", str(file))[0]
+
+
+def test_a_name_twice_in_a_parameter_file_or_on_the_command_line_is_refused(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("seed: 1\njudge_votes: 2\nseed: 1\n")
+    assert problems_of("--parameter_file", str(file), "--seed", "3", "--seed", "4") == [
+        "--seed is given twice: 3 and 4; keep one",
+        f"parameter file {file} gives seed more than once; keep one",
+    ]
+    assert parameters.parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "3"], {}).seed == 3
+
+
+def test_contradictions_are_said_beside_values_that_are_bad_alone_but_not_about_them():
+    found = problems_of("--score_min", "7", "--judge_votes", "x", "--judge_temperature", "0")
+    assert len(found) == 2 and "judge_votes = 'x'" in found[0] and "score_min = 7 is above score_max = 5" in found[1]
+
+
+def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data").mkdir()
+    found = problems_of(
+        "--data_repo", f"{tmp_path}/data", "--cache_dir", f"{tmp_path}/data/cache", "--work_dir", f"{tmp_path}/file",
+        "--commit_file", str(tmp_path), "--stop_file", str(tmp_path),
+    )  # fmt: skip
+    assert [problem.partition(f" {tmp_path}")[0] for problem in found] == [
+        "cache_dir", "work_dir", "commit_file", "stop_file", "commit_file and stop_file are both",
+    ]  # fmt: skip
+    for problem, word in zip(
+        found, ("inside the data", "is a file", "is a folder", "is a folder", "each"), strict=True
+    ):
+        assert word in problem
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("~no-such-user/x", "a\0b", str(tmp_path / "loop"), "x" * 5000):
+        for name in ("data_repo", "work_dir"):
+            assert f"{name} {path!r} is no path" in problems_of(f"--{name}", path)[0]
 
 
 def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_read():
@@ -88,6 +137,11 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
         ("plan", ["--iterations", "91"], "less than or equal to 90"),
         ("00_sft", ["--sft_epochs", "inf"], "must be a finite number"),
         ("00_sft", ["--branch", "a..b"], "no name for a branch"),
+        ("06_evaluate", ["--judge_temperature", "0", "--eval_judge_votes", "2"], "set eval_judge_votes to 1"),
+        ("plan", ["--max_pairs", "3"], "max_pairs = 3 needs 6 responses to a prompt, responses_per_prompt = 4"),
+        ("plan", ["--min_margin", "3", "--score_min", "2"], "scores differ by 3 at most"),
+        ("plan", ["--responses_per_prompt", "1"], "greater than or equal to 2"),
+        ("01_gen_prompts", ["--max_bad_rows", "1"], "less than 1"),
     ],
 )  # fmt: skip
 def test_contradictions_and_bounds_are_refused(stage, argv, expected):
