@@ -1,7 +1,6 @@
 """Chains of a base model and adapters, merged once on a cache; every consumer loads a plain Hugging Face folder."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -11,8 +10,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from self_reward import disk
 from self_reward.base_model import folder_hash, folder_problems, weights_dtype
-from self_reward.errors import TryAgain, UserError
+from self_reward.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -173,25 +173,14 @@ def written_beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, which becomes `out` when all went well and vanishes when not."""
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    with disk_errors(out.parent):
-        try:
+    try:
+        with disk.explained(out.parent):
             part.mkdir(parents=True)
             yield part
             shutil.rmtree(out, ignore_errors=True)
             part.rename(out)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk is TryAgain: safetensors and torch have exceptions of their own, with the system's words in them."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            raise TryAgain(f"the disk of {folder} is full; make room and try again") from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

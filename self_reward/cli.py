@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from self_reward import artifacts, parameters, stage
+from self_reward import artifacts, disk, parameters, stage
 from self_reward.errors import UserError
 from self_reward.store import open_store
 
@@ -37,6 +37,12 @@ def _main(words: list[str]) -> None:
 
 def export(name: str, to: Path, p: parameters.Export) -> None:
     """Write the checkpoint `name` (M1/dpo) of the data repository to the folder `to`, its adapters merged."""
+    with disk.explained(*stage.disks(p), to.parent):
+        commit = _export(name, to, p)
+    print(f"{name} of {p.data_repo} at {commit} is in {to}")
+
+
+def _export(name: str, to: Path, p: parameters.Export) -> str:
     from self_reward import checkpoints, loading
 
     store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
@@ -53,7 +59,7 @@ def export(name: str, to: Path, p: parameters.Export) -> None:
             keep=p.cache_keep,
             trust_remote_code=p.trust_remote_code,
         )
-    print(f"{name} of {p.data_repo} at {snapshot.commit} is in {to}")
+    return snapshot.commit
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from self_reward import disk
 from self_reward.base_model import weights_dtype
-from self_reward.checkpoints import copy_tokenizer, disk_errors, quiet, written_beside
+from self_reward.checkpoints import copy_tokenizer, quiet, written_beside
 from self_reward.errors import TryAgain, UserError
 
 log = logging.getLogger(__name__)
@@ -435,7 +436,7 @@ def _train(
             trainer.remove_callback(PrinterCallback)
             if last:
                 log.info("going on from %s", last.name)
-            with disk_errors(work):
+            with disk.explained(work):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             return trainer, micro
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from self_reward import artifacts, parameters, stage, store
+from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import UserError, all_of
 
 BY_STEP = ("iteration", "revision", "commit_file", "stop_file")  # set a step, never for the whole run
@@ -18,6 +18,11 @@ BY_STEP = ("iteration", "revision", "commit_file", "stop_file")  # set a step, n
 
 def main() -> None:
     p = parameters.parse("plan", __doc__)
+    with disk.explained(*stage.disks(p)):
+        plan(p)
+
+
+def plan(p: parameters.Plan) -> None:
     problems = [
         f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
         for name in BY_STEP

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from self_reward.disk import is_full
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import Snapshot, index, open_store
 from self_reward.store.errors import Conflict, Corrupt, NotFound, from_oxen
@@ -311,7 +312,7 @@ def test_what_oxen_keeps_out_by_oxenignore_is_not_committed_nor_tried_for_ever(r
 
 
 def test_oxens_texts_become_types():
-    assert isinstance(from_oxen("x: No space left on device (os error 28)"), TryAgain)
+    assert is_full(ValueError("x: No space left on device (os error 28)"))
     assert isinstance(from_oxen("While lock file: /r/refs/LOCK: Resource temporarily unavailable"), TryAgain)
     assert isinstance(from_oxen("Authentication failed"), UserError)
     assert from_oxen("something new") is None

@@ -1,4 +1,4 @@
-"""One Oxen operation in one process: `python -m self_reward.store.child REQUEST RESULT`.
+"""One Oxen operation in one process: `python -m self_reward.store.child`, request on fd 0, answer on fd 1, both JSON.
 
 Why a process of its own: Oxen holds a database lock until the process that opened a repository exits, holds the GIL
 for the whole of a call (no signal handler runs), prints to fd 1 past sys.stdout, and raises panics that are no
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import index, is_manifest
 from self_reward.store.errors import Conflict, Corrupt, NoChanges, NotFound, from_oxen
@@ -44,7 +45,8 @@ def native() -> Any:
 
 def open_repo(repo: Path) -> Any:
     module = native()
-    user = Path(os.environ["OXEN_CONFIG_DIR"]) / "user_config.toml"
+    config = os.environ.setdefault("OXEN_CONFIG_DIR", str(index.folder(repo) / "config"))
+    user = Path(config) / "user_config.toml"
     if not user.exists():
         user.parent.mkdir(parents=True, exist_ok=True)
         module.user.config_user("self-reward", "self-reward@localhost", str(user))
@@ -56,6 +58,7 @@ def init(repo: str) -> None:
     root = Path(repo)
     beside = root / f".oxen-new-{os.getpid()}"
     beside.mkdir()
+    os.environ.setdefault("OXEN_CONFIG_DIR", str(beside / "config"))
     try:
         open_repo(beside).init()
         (beside / ".oxen" / "self_reward").mkdir()
@@ -113,12 +116,13 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
     text = f"{message}\n\nkey: {key}"
     _write_journal(root, head, text, {**{p: e for p, e in tree.items() if p not in removes}, **adds}, touched)
     try:
-        for path in removes:
-            index.remove_file(root, path)
-        for path, source in sources.items():
-            if tree.get(path) != adds[path]:
-                index.place(source, root / path)
-        commit = _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
+        with disk.explained(root, needed=sum(adds[path].size for path in touched if path in adds)):
+            for path in removes:
+                index.remove_file(root, path)
+            for path, source in sources.items():
+                if tree.get(path) != adds[path]:
+                    index.place(source, root / path)
+            commit = _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
     except BaseException:
         _roll_back(root, head, tree)
         raise
@@ -329,7 +333,8 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
         message = f"user data: {_some([*changed, *(path + ' (removed)' for path in removed)])}"
         _write_journal(root, head, message, {**{p: e for p, e in tree.items() if p not in removed}, **changed}, [])
         try:
-            head = _commit(root, oxen, tree, changed, removed, message, ignored_allowed=True)
+            with disk.explained(root, needed=sum(entry.size for entry in changed.values())):
+                head = _commit(root, oxen, tree, changed, removed, message, ignored_allowed=True)
             notes.append(f"{message}: committed as {head}")
         except NoChanges:
             pass
@@ -418,10 +423,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _error(error: BaseException) -> dict[str, Any]:
+def _error(error: BaseException, root: Path) -> dict[str, Any]:
     """What the parent raises again."""
+    if isinstance(error, PermissionError):
+        error = UserError(f"{error.filename or root}: {error.strerror}")
     if not isinstance(error, (UserError, TryAgain, OSError)):
         error = from_oxen(str(error)) or error
+        if not isinstance(error, (UserError, TryAgain)) and disk.nearly_full(root):
+            # LMDB says "Input/output error" when it could write a part only
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            error = TryAgain(f"{disk.in_words(root)} (Oxen: {first})")
     if isinstance(error, (UserError, TryAgain)):
         problems = error.problems if isinstance(error, UserError) else [str(error)]
         return {"type": type(error).__name__, "problems": problems}
@@ -437,18 +448,23 @@ def _error(error: BaseException) -> dict[str, Any]:
 OPERATIONS: dict[str, Callable[..., Any]] = {"init": init, "resolve": resolve, "push": push}
 
 
-def main(request_file: str, result_file: str) -> None:
-    request = json.loads(Path(request_file).read_text())
+def main() -> None:
+    answer = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Oxen prints there
+    request = json.load(sys.stdin)
+    root = Path(request["repo"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(math.ceil(request.pop("timeout")) + 5)  # ends this process even inside Oxen, and without a parent
     try:
-        result = {"value": OPERATIONS[request.pop("operation")](**request)}
+        with disk.explained(root):
+            result = {"value": OPERATIONS[request.pop("operation")](**request)}
     except BaseException as error:  # Oxen's panics are no Exception
-        result = {"error": _error(error)}
-    index.write_json(Path(result_file), result)
+        result = {"error": _error(error, root)}
+    with open(answer, "w", encoding="utf-8") as file:
+        json.dump(result, file)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
     os._exit(0)  # not through Oxen's destructors

@@ -35,8 +35,6 @@ TYPES: dict[str, type[Exception]] = {
 def from_oxen(text: str) -> UserError | TryAgain | None:
     """The typed error for a message of oxenai 0.65.1, whose errors differ only in their text; None: not known."""
     first = text.strip().splitlines()[0] if text.strip() else ""
-    if "No space left on device" in text:
-        return TryAgain("the disk is full (No space left on device): free some space and run again")
     if "LOCK: Resource temporarily unavailable" in text:
         return TryAgain("another program has the data repository open (an `oxen` command?): close it and run again")
     if "Permission denied" in text:

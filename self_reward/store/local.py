@@ -10,17 +10,16 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import SMALL, Commit, Snapshot, index, recorded_sha256
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
@@ -69,13 +68,15 @@ class LocalStore:
             raise NotFound([f"{path} is not in commit {snapshot.commit} of {self.root}" for path in missing])
         recorded = recorded_sha256(snapshot.small)
         problems, pulled = [], {}
-        for path in dict.fromkeys(path for files in wanted.values() for path in files):
+        files = list(dict.fromkeys(path for files in wanted.values() for path in files))
+        for path in files:
             target, expected = to / path, recorded.get(path, tree[path].sha256)
             pulled[path] = expected
             if expected == tree[path].sha256 and target.is_file() and index.hash_file(target) == tree[path]:
                 continue
             try:
-                found = index.copy_blob(self.root, tree[path], target).sha256
+                with disk.explained(to, needed=sum(snapshot.files[file] for file in files)):
+                    found = index.copy_blob(self.root, tree[path], target).sha256
             except FileNotFoundError:
                 found = "nothing"
             if found != expected:
@@ -107,33 +108,24 @@ class LocalStore:
             raise Corrupt(f"{path}: its content {entry.sha256} is missing from {self.root}/.oxen/versions") from None
 
     def _child(self, operation: str, lock: bool = True, **request: Any) -> Any:
-        holding = self._lock() if lock else contextlib.nullcontext(None)
-        with holding as descriptor, contextlib.ExitStack() as stack:
-            beside = index.folder(self.root) if lock else None
-            if beside:  # what a killed process left; nobody else is here
-                for leftover in beside.glob("request-*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="request-", dir=beside))
-            request_file, result_file, log_file = (Path(folder, name) for name in ("request", "result", "log"))
-            request |= {"operation": operation, "repo": str(self.root), "timeout": self.store_timeout}
-            request_file.write_text(json.dumps(request))
-            package = str(Path(__file__).resolve().parents[2])
-            environment = {
-                "OXEN_CONFIG_DIR": str(index.folder(self.root) / "config") if lock else f"{folder}/config",
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-            }
-            with open(log_file, "wb") as log:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "self_reward.store.child", str(request_file), str(result_file)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    env=environment,
-                    pass_fds=[] if descriptor is None else [descriptor],
-                )
+        """Run one operation of child.py. Request and result go through pipes: a full disk must not stop the answer."""
+        request |= {"operation": operation, "repo": str(self.root), "timeout": self.store_timeout}
+        package = str(Path(__file__).resolve().parents[2])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        }
+        with self._lock() if lock else contextlib.nullcontext(None) as descriptor:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "self_reward.store.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                pass_fds=[] if descriptor is None else [descriptor],
+            )
             try:
-                child.wait(timeout=self.store_timeout)
+                answer, log = child.communicate(json.dumps(request).encode(), timeout=self.store_timeout)
             except subprocess.TimeoutExpired:
                 raise TryAgain(
                     f"the Oxen operation {operation} on {self.root} was ended after store_timeout = "
@@ -143,12 +135,12 @@ class LocalStore:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
-            result = index.read_json(result_file)
-            if result is None:
-                _raise_for_no_result(operation, child.returncode, log_file.read_text(errors="replace"))
-            if "error" in result:
-                _raise(result["error"])
-            return result["value"]
+        if not answer:
+            _raise_for_no_answer(operation, self.root, child.returncode, log.decode(errors="replace"))
+        result = json.loads(answer)
+        if "error" in result:
+            _raise(result["error"])
+        return result["value"]
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[int]:
@@ -173,7 +165,8 @@ class LocalStore:
                 "command": shlex.join(sys.argv),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             }
-            os.pwrite(descriptor, json.dumps(holder).ljust(2000).encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
+                os.pwrite(descriptor, json.dumps(holder).ljust(2000).encode(), 0)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -225,9 +218,11 @@ def _raise(error: dict[str, Any]) -> None:
     raise RuntimeError(f"Oxen operation failed:\n{problems[0]}")
 
 
-def _raise_for_no_result(operation: str, returncode: int, log: str) -> None:
+def _raise_for_no_answer(operation: str, root: Path, returncode: int, log: str) -> None:
     if returncode == -signal.SIGKILL:
         raise TryAgain(f"the Oxen operation {operation} was killed (out of memory?); run again")
     if returncode == -signal.SIGALRM:
         raise TryAgain(f"the Oxen operation {operation} took longer than store_timeout and was ended; run again")
+    if returncode == -signal.SIGBUS or disk.nearly_full(root):  # how a write into a mapped file says it
+        raise TryAgain(disk.in_words(root))
     raise from_oxen(log) or RuntimeError(f"the Oxen operation {operation} ended with {returncode}:\n{log[-3000:]}")
