@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import self_reward
-from self_reward import artifacts
+from self_reward import artifacts, disk
 from self_reward import parameters as parameter_module
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import Snapshot, index, open_store, recorded_sha256
@@ -38,7 +38,6 @@ from self_reward.store.errors import Conflict
 VERSION = 1  # part of every key; raise it when a stage writes other content for the same inputs and parameters
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
 PROGRESS_SECONDS = 10.0
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 log = logging.getLogger("self_reward")
@@ -120,7 +119,8 @@ class Progress:
             log.info("%s%d/%d%s", f"{what} " if what else "", done, total, self._left(done, total))
         self._shown = time.monotonic()
         if file := os.environ.get("ARGO_PROGRESS_FILE"):
-            Path(file).write_text(f"{done}/{total}")
+            with contextlib.suppress(OSError):  # a full disk; no reason to end a stage
+                Path(file).write_text(f"{done}/{total}")
 
     def _begin(self, done: int, total: int) -> None:
         self._begun = (time.monotonic(), done, total)
@@ -161,6 +161,7 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
     _end_on_sigterm()
     try:
         function()
+        _flush(sys.stdout)
     except UserError as error:
         return _failed(2, "\n".join(f"error: {problem}" for problem in error.problems))
     except TryAgain as error:
@@ -170,6 +171,8 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NOT_ALLOWED:
             return _failed(2, f"error: {error}")
+        if disk.is_full(error):
+            return _failed(75, f"try again: {disk.in_words(Path.cwd())} ({error})")
         if reason := _may_pass(error):
             return _failed(75, f"try again: {reason}: {error}")
         return _failed(1, f"a bug in self_reward {self_reward.__version__}:\n{traceback.format_exc()}")
@@ -177,8 +180,19 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
 
 
 def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopRule | None) -> None:
-    started = time.monotonic()
     p = parameter_module.parse(name, doc)
+    with disk.explained(*disks(p)):
+        _run_with(p, name, work, stop_rule)
+
+
+def disks(p: Any) -> list[Path]:
+    """The folders that may be full when a disk is."""
+    folders = (p.data_repo, p.work_dir or p.cache_dir, p.cache_dir, os.environ.get("TMPDIR", "/tmp"))
+    return [Path(folder).expanduser().resolve() for folder in folders]
+
+
+def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None) -> None:
+    started = time.monotonic()
     _finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
     store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
     work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
@@ -480,21 +494,32 @@ def _log_to_stderr(name: str) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a line that a full disk does not take is lost, and no traceback is shown for it
 
 
 def _failed(code: int, text: str) -> int:
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+        _flush(sys.stderr)
     if file := os.environ.get("TERMINATION_LOG"):
         with contextlib.suppress(OSError):
             Path(file).write_text(text[-4000:], encoding="utf-8")  # Kubernetes reads 4096 bytes
     return code
 
 
+def _flush(stream: IO[str]) -> None:
+    """Flush; where that fails, drop what is left, so that Python does not fail again at its end (exit code 120)."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.flush()
+        raise
+
+
 def _may_pass(error: BaseException) -> str:
     """Why the same command may succeed later, or ''. Types are told by name: torch must not be imported for this."""
     text = str(error)
-    if (isinstance(error, OSError) and error.errno in FULL_DISK) or "No space left on device" in text:
-        return "the disk is full, free some space"
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
         return "the GPU's memory is too small for this batch, or used by another process"
     if isinstance(error, MemoryError):
