@@ -231,7 +231,10 @@ def score_prefix(text: str, label: str = "\nScore: ") -> str:
     if stated is None:
         return text + label
     prefix = text[:stated]
-    return prefix if prefix[-1].isspace() or stated < len(text) else prefix + " "
+    if prefix[-1].isspace() or stated < len(text):
+        return prefix
+    spaced = prefix + " "
+    return spaced if _last_stated(spaced) == len(spaced) else prefix  # white space before a value has a bound too
 
 
 def expected_score(logprobs: list[float], values: list[float]) -> float:
