@@ -11,6 +11,8 @@ VENV ?= .venv
 SEED ?= 0
 DATA_REPO ?= demo-data
 PYTHON := $(VENV)/bin/python
+FUZZ ?= parse_score parse_prompts jsonl parameters read_partial
+FUZZ_SECONDS ?= 600
 READY := $(VENV)/.ready-$(DEVICE)
 
 ##@ Use
@@ -39,6 +41,11 @@ demo-data: setup  ## Only the demo's data repository: training data and tiny bas
 .PHONY: test
 test: setup  ## All tests that need neither a GPU nor a cluster
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600 each, FUZZ="jsonl" that one)
+	$(VENV)/bin/uv pip install --python $(PYTHON) --quiet --no-deps -r requirements/fuzz.txt
+	failed=0; for name in $(FUZZ); do $(PYTHON) fuzz/$$name.py -max_total_time=$(FUZZ_SECONDS) || failed=1; done; exit $$failed
 
 .PHONY: check
 check: setup  ## Format, lint, types, shell scripts, generated files
@@ -70,7 +77,7 @@ pins:  ## Resolve requirements/*.in again
 
 .PHONY: clean
 clean:  ## Remove what make demo and the tests left (not .venv)
-	rm -rf demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo-data .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .PHONY: help
 help:  ## This list

@@ -137,17 +137,21 @@ HEADER = b'{"request": {"n": 2}}\n'
 
 
 def partial_file(path: Path, rows: list[tuple[int, list[Sample]]], kept: int, garbage: bytes) -> None:
-    """generation.read_partial of a file cut after `kept` bytes, with `garbage` (no JSON) after it: a prefix of the rows
-    comes back, all whole ones among the kept bytes; and what is appended then is read the next time."""
+    """generation.read_partial of a file cut after `kept` bytes, with `garbage` (no row of its own) after it: the rows
+    before the first damaged one come back; and what is appended then is read the next time."""
     lines = [
         json.dumps({"index": i, "samples": [[s.text, s.token_ids, s.finish_reason] for s in samples]}).encode() + b"\n"
         for i, samples in rows
     ]
     content = HEADER + b"".join(lines)
-    kept = min(kept, len(content))
-    path.write_bytes(content[:kept] + garbage)
-    ends = [len(HEADER) + sum(map(len, lines[: i + 1])) for i in range(len(lines))]
-    whole = sum(end <= kept for end in ends)
+    damaged = content[:kept] + garbage
+    path.write_bytes(damaged)
+    whole = 0
+    if damaged.startswith(HEADER):
+        for line, found_line in zip(lines, damaged[len(HEADER) :].split(b"\n")[:-1], strict=False):
+            if _or_none(found_line) != json.loads(line):
+                break
+            whole += 1
     found = generation.read_partial(path, HEADER)
     assert found == dict(rows[:whole]), (found, whole)
     with open(path, "ab") as file:  # as generate() goes on
@@ -155,8 +159,14 @@ def partial_file(path: Path, rows: list[tuple[int, list[Sample]]], kept: int, ga
             file.write(HEADER)
         for line in lines[whole:]:
             file.write(line)
-    assert path.read_bytes() == content
     assert generation.read_partial(path, HEADER) == dict(rows)
+
+
+def _or_none(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def partial_bytes(path: Path, content: bytes) -> None:
