@@ -8,7 +8,7 @@
 # STAGES is the folder of the stage programs, MODEL the base model (a hub id, a folder, or oxen:<path in the data
 # repository>), M<k> the first iteration. Every parameter of every stage is a flag: docs/parameters.md lists them.
 # Run again: finished stages are skipped. Exit codes: 0 done (also when a stop rule fired), 2 change something, 75 try
-# again later, 1 a bug, 143 ended from outside.
+# again later, 1 a bug, 143 ended from outside, 130 by Ctrl-C.
 set -euo pipefail
 
 usage() {
@@ -32,21 +32,44 @@ if [[ -z ${PYTHON:-} ]]; then
 fi
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
-# Checks every parameter and the data before anything is run, and hands the parameters on to the stages.
-settings=$("$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start")
-iterations='' data_repo=''
-eval "$settings"
+# Programs run in the background so that a signal to this script reaches them at once, and not when they have ended.
+end() {
+  for job in $(jobs -p); do
+    kill -TERM "$job" 2>/dev/null || true
+  done
+  wait || true
+  exit "$1"
+}
+trap 'end 143' TERM HUP
+trap 'end 130' INT
 
-stop_file=$(mktemp)
-trap 'rm -f "$stop_file"' EXIT
-# A stage runs in the background so that a signal to this script reaches it at once, and not when the stage has ended.
-trap 'kill -TERM "${child:-}" 2>/dev/null || true; wait "${child:-}" 2>/dev/null || true; exit 143' TERM INT HUP
+# What plan and the stages tell this script, in a file without a name, so that not even kill -9 leaves it lying about.
+told=$(mktemp)
+exec 3<>"$told"
+rm "$told"
+told=/dev/fd/3
+
+wait_for() { # wait_for NAME: for the program begun last; ends the run with its exit code when it failed
+  local code=0
+  wait "$!" || code=$?
+  if ((code > 128)); then
+    echo "$1 was killed (exit code $code). Run the same command again: it goes on from what is on disk" >&2
+  fi
+  ((code == 0)) || exit "$code"
+}
+
+# Checks every parameter and the data before anything is run, and hands the parameters on to the stages.
+"$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start" >"$told" &
+wait_for plan
+iterations='' data_repo=''
+eval "$(cat "$told")"
+: >"$told"
+
 run() {
-  "$PYTHON" "$stages/$1.py" --iteration "$2" --stop_file "$stop_file" &
-  child=$!
-  wait "$child"
-  if [[ -s $stop_file ]]; then
-    echo "stopped after M$2 $1: $(cat "$stop_file")"
+  "$PYTHON" "$stages/$1.py" --iteration "$2" --stop_file "$told" &
+  wait_for "M$2 $1"
+  if [[ -s "$told" ]]; then
+    echo "stopped after M$2 $1: $(cat "$told")"
     exit 0
   fi
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from self_reward.sampler import Sampler
 
 FSYNC_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def generate(
@@ -52,6 +55,8 @@ def generate(
     path = partial / f"{name}.jsonl"
     header = json.dumps({"request": request}).encode() + b"\n"
     samples = read_partial(path, header)
+    if samples:
+        log.info("going on in %s/%s after %d of %d prompts", partial.name, path.name, len(samples), len(prompts))
     with open(path, "ab") as file:
         if file.tell() == 0:
             file.write(header)

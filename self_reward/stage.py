@@ -38,6 +38,8 @@ from self_reward.store.errors import Conflict
 VERSION = 1  # part of every key; raise it when a stage writes other content for the same inputs and parameters
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
 PROGRESS_SECONDS = 10.0
+ABANDONED_DAYS = 14  # after which partial results that nobody went on from are removed
+MUCH = 1 << 30  # bytes of other partial results that are worth a line
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 log = logging.getLogger("self_reward")
@@ -211,10 +213,12 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
     key = _key(name, p, inputs, base, snapshot)
     manifest_path = f"M{p.iteration}/{name}.manifest.json"
 
+    folder = _own_folder(work_dir, p, key)
     if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
         commit, manifest = found
         if commit is None:
-            commit = _commit_again(store, snapshot, key, manifest_path, inputs, _own_folder(work_dir, p, key))
+            commit = _commit_again(store, snapshot, key, manifest_path, inputs, folder)
+        _remove_unlocked(folder)  # what a process left that was killed after its commit
         log.info("done already: %s", commit)
         _finish(p, commit, _stop_reason(stop_rule, p, manifest["counts"], manifest["details"]))
         print(f"{label}  skipped  (commit {commit})")
@@ -227,7 +231,7 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
             f"{snapshot.head} ({snapshot.log[0].message.splitlines()[0]!r}). Leave --revision out to go on from the "
             "head, or give each run a --branch of its own"
         )
-    folder = _own_folder(work_dir, p, key)
+    _remove_abandoned(folder)
     with _only_worker(folder):
         shutil.rmtree(folder / "outputs", ignore_errors=True)
         (folder / "partial").mkdir(parents=True, exist_ok=True)
@@ -380,9 +384,7 @@ def _commit_again(
             message=f"{older.message} (again, from commit {older.id})",
             expected_head=snapshot.head,
         )
-        shutil.rmtree(folder / "again")
-        with contextlib.suppress(OSError):  # partial results of a later try stay
-            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
     return commit
 
 
@@ -477,6 +479,33 @@ def _only_worker(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # other stages' partial results may be there
                 lock.parent.rmdir()
+
+
+def _remove_unlocked(folder: Path) -> bool:
+    """Remove a folder of uncommitted work and its lock, unless a living process works there."""
+    if not folder.exists() and not folder.with_name(folder.name + ".lock").exists():
+        return False
+    try:
+        with _only_worker(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    except TryAgain:
+        return False
+    return True
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove the folders beside `own`, of runs of the same data repository and branch that were given up for one with
+    other parameters, when nobody has touched them for ABANDONED_DAYS. Says so when much of them is left."""
+    left = 0
+    for folder in sorted({entry.with_suffix("") for entry in own.parent.glob("*")} - {own}):
+        states = [path.lstat() for path in folder.rglob("*")] + ([folder.lstat()] if folder.exists() else [])
+        days = (time.time() - max((state.st_mtime for state in states), default=0)) / 86400
+        if days < ABANDONED_DAYS:
+            left += sum(state.st_blocks * 512 for state in states)
+        elif _remove_unlocked(folder) and states:
+            log.info("removed %s: uncommitted work that nobody touched for %d days", folder, days)
+    if left > MUCH:
+        log.info("uncommitted work of other runs takes %.1f GB in %s; remove what is not wanted", left / 1e9, own.parent)
 
 
 def _lock_or_say_who(file: IO[str], lock: Path) -> None:

@@ -85,7 +85,38 @@ def test_a_signal_ends_the_script_and_its_stage_at_once(stages, number, group):
         for pid in children:
             os.kill(int(pid), number)
     process.send_signal(number)
-    assert process.wait(timeout=10) == 143
+    assert process.wait(timeout=10) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert time.monotonic() - begin < 5
     assert children and not any(Path(f"/proc/{pid}").exists() for pid in children)
     process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_plan_does_not_wait_for_it(stages, number):
+    (stages / "plan.py").write_text("import sys, time; print('plan', file=sys.stderr, flush=True); time.sleep(60)")
+    process = start(stages)
+    assert process.stderr.readline() == "plan\n"
+    process.send_signal(number)
+    assert process.wait(timeout=10) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    process.communicate()
+
+
+def test_kill_9_of_the_stage_alone_is_said_with_what_to_do(stages):
+    process = start(stages, SLEEP="01_gen_prompts")
+    assert process.stdout.readline() == "M1 00_sft\n" and process.stdout.readline() == "M1 01_gen_prompts\n"
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 137 and out == ""
+    assert "M1 01_gen_prompts was killed (exit code 137). Run the same command again: it goes on from what is" in err
+
+
+def test_kill_9_of_the_whole_leaves_no_temporary_file(stages, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    process = start(stages, SLEEP="00_sft", TMPDIR=str(tmp_path / "tmp"))
+    assert process.stdout.readline() == "M1 00_sft\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [process.pid, *map(int, children)]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert not list((tmp_path / "tmp").iterdir())

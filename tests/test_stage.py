@@ -1,5 +1,6 @@
 """The stage contract, on programs of a few lines that run as processes on a real local repository."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -243,3 +244,50 @@ def test_nothing_heavy_is_imported_by_the_contract():
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+KILLED = "os.kill(os.getpid(), 9)"
+
+
+def test_a_kill_between_the_commit_and_what_follows_it_leaves_nothing(repo, tmp_path):
+    commit_file = tmp_path / "commit"
+    body = f"stage._finish = lambda p, commit, stopped: {KILLED} if commit else None"
+    assert run(repo, "--commit_file", str(commit_file), body=body)[0] == -signal.SIGKILL
+    assert leftovers(repo) and commit_file.read_text() == ""
+    code, out, err = run(repo, "--commit_file", str(commit_file), body="raise RuntimeError('not skipped')")
+    assert code == 0 and out == f"M0 04_gen_preferences  skipped  (commit {commit_file.read_text()})\n", err
+    assert not leftovers(repo)
+    assert log_of(repo) == ["M0 04_gen_preferences: 2 pairs", "user data: M0/generated/scores.jsonl"]
+
+
+def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_use(repo):
+    for margin in ("1", "2", "3"):
+        body = f"(run.partial / 'rows').write_text('x'); {KILLED}"
+        assert run(repo, "--min_margin", margin, body=body)[0] == -signal.SIGKILL
+    (own,) = leftovers(repo)
+    old, used, young = sorted((path for path in own.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for path in [path for folder in (old, used) for path in [*folder.rglob("*"), folder, lock_of(folder)]]:
+        os.utime(path, (0, time.time() - 15 * 86400))
+    orphan = own / "0123.lock"
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+    with open(lock_of(used)) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, out, err = run(repo)
+    assert code == 0, err
+    assert sorted(own.iterdir()) == sorted([used, lock_of(used), young, lock_of(young)])
+    assert f"removed {old}: uncommitted work that nobody touched for 15 days" in err and err.count("removed ") == 1
+    assert (young / "partial" / "rows").exists()
+
+
+def test_much_uncommitted_work_of_other_runs_is_told(repo):
+    body = f"(run.partial / 'rows').write_bytes(bytes(3 << 20)); {KILLED}"
+    assert run(repo, "--min_margin", "1", body=body)[0] == -signal.SIGKILL
+    code, _, err = run(repo, "--seed", "1", body="pass")
+    assert code == 0 and "uncommitted work" not in err
+    code, _, err = run(repo, "--seed", "2", rule="setattr(stage, 'MUCH', 1 << 20)")
+    assert code == 0 and "uncommitted work of other runs takes 0.0 GB in " in err
+
+
+def lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
