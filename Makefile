@@ -9,6 +9,8 @@ UV_VERSION := 0.13.9
 DEVICE ?= cpu
 VENV ?= .venv
 SEED ?= 0
+ROUNDS ?= 50
+SIGNAL ?= KILL
 DATA_REPO ?= demo-data
 PYTHON := $(VENV)/bin/python
 FUZZ ?= parse_score parse_prompts jsonl parameters read_partial
@@ -41,6 +43,10 @@ demo-data: setup  ## Only the demo's data repository: training data and tiny bas
 .PHONY: test
 test: setup  ## All tests that need neither a GPU nor a cluster
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
+
+.PHONY: test-kills
+test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
+	$(PYTHON) -m tests.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)
 
 .PHONY: fuzz
 fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600 each, FUZZ="jsonl" that one)
