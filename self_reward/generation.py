@@ -102,7 +102,7 @@ def read_partial(path: Path, header: bytes) -> dict[int, list[Sample]]:
                 try:
                     row = json.loads(line)
                     samples[row["index"]] = [Sample(*fields) for fields in row["samples"]]
-                except (ValueError, KeyError, TypeError, RecursionError):  # zeros, which a crash of the machine can leave
+                except (ValueError, KeyError, TypeError, RecursionError):  # zeros, after a crash of the machine
                     break
             whole += len(line)
         file.truncate(whole)
