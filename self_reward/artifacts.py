@@ -368,7 +368,7 @@ class _Needs:
                 else:
                     there = sorted({path.rpartition("/")[0] for path in self.files if path.endswith("/config.json")})
                     self.problems.append(
-                        f"base_model {base}: no folder {folder} in the data repository; folders with a config.json: "
+                        f"base_model {base}: expected oxen:<path>; no folder {folder!r} in the data repository; folders with a config.json: "
                         f"{', '.join(there) or 'none'}"
                     )
 

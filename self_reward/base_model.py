@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MODEL_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken"}
 TOKENIZERS = [["tokenizer.json"], ["tokenizer.model"], ["spiece.model"], ["vocab.json", "merges.txt"], ["vocab.txt"]]
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?")
+INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -94,6 +95,9 @@ def fetch(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             pull(resolved.source, partial)
+            if problems := folder_problems(partial, trust_remote_code=trust_remote_code):
+                shutil.rmtree(partial)
+                raise UserError([problem.replace(str(partial), resolved.source) for problem in problems])
             try:
                 partial.rename(folder)
             except OSError:  # another process was faster
@@ -109,24 +113,26 @@ def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
         return [f"{folder}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer"]
     names = {path.name for path in folder.iterdir() if path.is_file()}
     problems = _missing_parts(str(folder), names)
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", INDEX):
         if name not in names:
             continue
         try:
             content = json.loads((folder / name).read_bytes())
-        except ValueError as error:
-            problems.append(f"{folder / name}: not JSON ({error})")
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{folder / name}: not JSON ({error}); copy or download it again")
             continue
-        if isinstance(content, dict) and content.get("auto_map") and not trust_remote_code:
+        if not isinstance(content, dict):
+            problems.append(f"{folder / name}: a JSON {type(content).__name__}, expected an object")
+        elif name == INDEX:
+            shards = content.get("weight_map")
+            if not isinstance(shards, dict):
+                problems.append(f"{folder / name}: no weight_map in it; copy or download it again")
+            elif missing := sorted({str(shard) for shard in shards.values()} - names):
+                problems.append(f"{folder}: weights named in {INDEX} are missing: {', '.join(missing[:10])}")
+        elif content.get("auto_map") and not trust_remote_code:
             problems.append(
                 f"{folder / name}: the model brings code of its own (auto_map); read that code, then set "
                 "trust_remote_code: true, or choose another model"
-            )
-    if "model.safetensors.index.json" in names:
-        shards = json.loads((folder / "model.safetensors.index.json").read_bytes()).get("weight_map", {}).values()
-        if missing := sorted(set(shards) - names):
-            problems.append(
-                f"{folder}: weights named in model.safetensors.index.json are missing: {', '.join(missing)}"
             )
     for name in sorted(names):
         if name.endswith(".safetensors") and (problem := _safetensors_problem(folder / name)):
@@ -200,9 +206,9 @@ def _safetensors_problem(path: Path) -> str | None:
             return f"{path}: not a whole safetensors file ({size} bytes); copy or download it again"
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return f"{path}: not a safetensors file; its header cannot be read"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if (expected := 8 + length + max(ends, default=0)) != size:
         return f"{path}: {size} bytes, its header says {expected}; copy or download it again"
     return None

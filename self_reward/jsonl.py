@@ -197,12 +197,16 @@ def write(path: Path, rows: Iterable[Row]) -> int:
     temporary = path.with_name(path.name + ".part")
     encode = msgspec.json.Encoder().encode
     count = 0
-    with open(temporary, "wb") as file:
-        for row in rows:
-            file.write(encode(row))
-            file.write(b"\n")
-            count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            for row in rows:
+                file.write(encode(row))
+                file.write(b"\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return count

@@ -179,5 +179,5 @@ def test_what_a_run_will_read_of_the_users_is_known_beforehand(values, more, exp
 def test_a_base_model_in_the_data_repository_is_an_input():
     files = {*USER_DATA, "models/base/model.safetensors"}
     assert artifacts.inputs("00_sft", p("", base_model="oxen:models/base"), files, {}).paths["base"] == "models/base"
-    with pytest.raises(UserError, match="no folder models/other"):
+    with pytest.raises(UserError, match="no folder 'models/other'"):
         artifacts.inputs("00_sft", p("", base_model="oxen:models/other"), files, {})

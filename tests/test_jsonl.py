@@ -171,6 +171,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError):
         jsonl.write(path, rows())
     assert list(jsonl.read(path)) == [{"a": 1}]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.jsonl"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -197,7 +197,10 @@ def _roll_back(root: Path, head: str | None, tree: Tree) -> None:
 def _switch(root: Path, oxen: Any, current: Any, branch: str, notes: list[str]) -> None:
     """Show `branch` in the working tree; made from main (or from what is there) when it does not exist."""
     shown = current.name if current else "no branch"
-    before = oxen.log()[0].id
+    log = oxen.log()
+    if not log:
+        raise Corrupt(f"{root}/.oxen/HEAD names {shown}, which has no commit; write the name of a branch there (main)")
+    before = log[0].id
     tree = _tree(root, oxen, before)
     exists = oxen.branch_exists(branch)
     onto = branch if exists else "main"

@@ -39,6 +39,10 @@ def from_oxen(text: str) -> UserError | TryAgain | None:
         return TryAgain("another program has the data repository open (an `oxen` command?): close it and run again")
     if "Permission denied" in text:
         return UserError(f"Oxen may not write to the data repository: {first}")
+    if "PathDoesNotExist" in text or "Failed to read config" in text:
+        return Corrupt(
+            f"the data repository's own files in .oxen are damaged, bring them back from a copy. Oxen: {first}"
+        )
     if "No changes to commit" in text:
         return NoChanges("Oxen found nothing to commit")
     if "Authentication failed" in text or "Err status [403" in text or "Err status [401" in text:

@@ -207,6 +207,14 @@ def _check_folder(root: Path, given: str) -> None:
             f"{given} is no data repository: it is no Oxen repository and has no folder M0. Put the training data "
             f"into {given}/M0/train/, or give another --data_repo"
         )
+    oxen = root / ".oxen"
+    # HEAD and history come with the first commit, before which a process may have been killed
+    expected = ["config.toml", *(["HEAD", "history"] if any(oxen.glob("self_reward/trees/*.json")) else [])]
+    if oxen.exists() and (missing := [name for name in expected if not (oxen / name).exists()]):
+        raise Corrupt(
+            f"data repository {given}: {oxen} is no Oxen repository, it lacks {', '.join(missing)}. Bring it back from a "
+            "copy; or move it away, and the folder's files become a new repository without the history of the old"
+        )
 
 
 def _raise(error: dict[str, Any]) -> None:
