@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from self_reward import disk
@@ -436,6 +436,11 @@ def _train(
             trainer.remove_callback(PrinterCallback)
             if last:
                 log.info("going on from %s", last.name)
+                state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                if state.global_step >= state.max_steps:  # killed after its end: train() would take one step more
+                    trainer._load_from_checkpoint(str(last))
+                    trainer.state = state
+                    return trainer, micro
             with disk.explained(work):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             return trainer, micro

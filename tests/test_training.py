@@ -410,3 +410,14 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
     train_with_checkpoints(what, model, tmp_path / "whole/out")
     one, two = weights(tmp_path / "killed/out"), weights(tmp_path / "whole/out")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("what", ["sft", "dpo"])
+def test_training_that_was_killed_after_its_last_step_takes_no_further_step(model, tmp_path, what):
+    """transformers 5.19 goes on from the last checkpoint with one step more, where it is not at the end of an epoch."""
+    train_with_checkpoints(what, model, tmp_path / "first")
+    assert (tmp_path / "partial/checkpoint-12").is_dir()
+    train_with_checkpoints(what, model, tmp_path / "again")
+    assert not (tmp_path / "partial/checkpoint-13").exists()
+    one, two = weights(tmp_path / "first"), weights(tmp_path / "again")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
