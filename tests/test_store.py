@@ -435,3 +435,96 @@ def _assert_whole(repo: Path, keys: list[str]) -> None:
         p for p in repo.rglob("*") if "oxentmp" in p.name or index.TEMPORARY in p.name or ".oxen-new" in p.name
     ]
     assert not leftovers and not (repo / ".oxen/self_reward/journal.json").exists()
+
+
+def test_files_of_any_name_come_and_go(repo):
+    """Oxen's remove takes globs: `a*` would take along what it does not name, `a[1]` would name nothing."""
+    names = [
+        "a[1].txt",
+        "a1.txt",
+        "b*.txt",
+        "bc.txt",
+        "c?d",
+        "sp ace'\"$x",
+        "new\nline",
+        "back\\slash",
+        "ä" * 120,
+        "-rf",
+    ]
+    for name in names:
+        (repo / "M0/train" / name).write_text(name)
+    store = store_of(repo)
+    assert {f"M0/train/{name}" for name in names} < set(store.resolve().files)
+    kept = ["a1.txt", "bc.txt"]
+    for name in set(names) - set(kept):
+        (repo / "M0/train" / name).unlink()
+    left = {"M0/train/ift.jsonl", *(f"M0/train/{name}" for name in kept)}
+    assert set(store.resolve().files) == left
+    for tree in (repo / ".oxen/self_reward/trees").iterdir():
+        tree.unlink()  # what Oxen has, not what we remember
+    assert set(store.resolve().files) == left
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_committed(repo):
+    store = store_of(repo)
+    head = store.resolve().commit
+    (repo / "M0/eval").mkdir()
+    (repo / "M0/eval" / os.fsdecode(b"caf\xe9.jsonl")).write_text("{}")
+    with pytest.raises(UserError, match=r"M0/eval/caf.*not UTF-8"):
+        store.resolve()
+    (repo / "M0/eval" / os.fsdecode(b"caf\xe9.jsonl")).unlink()
+    assert store.resolve().commit == head
+
+
+def test_links_are_followed_or_named_never_dropped(repo, tmp_path):
+    store, elsewhere = store_of(repo), tmp_path / "elsewhere"
+    (elsewhere / "sub").mkdir(parents=True)
+    (elsewhere / "eval.jsonl").write_text("linked\n")
+    (elsewhere / "sub/x.jsonl").write_text("x\n")
+    (repo / "M0/eval").mkdir()
+    (repo / "M0/eval/prompts.jsonl").symlink_to(elsewhere / "eval.jsonl")
+    (repo / "M0/more").symlink_to(elsewhere / "sub")
+    first = store.resolve()
+    assert sorted(first.files) == ["M0/eval/prompts.jsonl", "M0/train/ift.jsonl"]
+    assert any("M0/more is a link to the folder" in note and "no part of the data" in note for note in first.notes)
+    store.pull(first, ["M0/eval/prompts.jsonl"], tmp_path / "in")  # the content, not the link
+    assert (tmp_path / "in/M0/eval/prompts.jsonl").read_text() == "linked\n"
+    (elsewhere / "eval.jsonl").write_text("changed there\n")
+    second = store.resolve()
+    assert second.sha256["M0/eval/prompts.jsonl"] == index.hash_file(elsewhere / "eval.jsonl").sha256
+    (elsewhere / "eval.jsonl").unlink()  # or a disk that is not mounted: no reason to remove the data
+    with pytest.raises(UserError, match="M0/eval/prompts.jsonl is a link to .*eval.jsonl, which is not there"):
+        store.resolve()
+    (repo / "M0/eval/prompts.jsonl").unlink()
+    (repo / "M0/train").rename(elsewhere / "train")
+    (repo / "M0/train").symlink_to(elsewhere / "train")
+    with pytest.raises(UserError, match="M0/train is a link to the folder .* committed before"):
+        store.resolve()
+
+
+def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_names(repo, tmp_path):
+    store = store_of(repo)
+    first = push(store, tmp_path / "out", {PROMPTS: "good\n", "M0/generated/more.jsonl": "more\n"})
+    (repo / PROMPTS).write_text("mine\n")
+    (repo / "M0/generated/more.jsonl").write_text("mine too\n")
+    with pytest.raises(UserError) as error:
+        store.resolve()
+    commands = re.findall(r"self-reward (accept .*)", str(error.value))
+    assert len(commands) == 2
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for words in commands:
+        subprocess.run([sys.executable, "-m", "self_reward.cli", *words.split()], check=True, env=environment)
+    snapshot = store.resolve()
+    manifest = json.loads(snapshot.small[MANIFEST])
+    assert manifest["outputs"][PROMPTS]["changed_by_hand"] and manifest["key"] == "ab12"
+    assert manifest["outputs"][PROMPTS]["sha256"] == snapshot.sha256[PROMPTS] == index.hash_file(repo / PROMPTS).sha256
+    assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", f"{PROMPTS}: changed by hand and accepted")
+    assert snapshot.log[2].id == first and len(snapshot.log) == 4
+    store.pull(snapshot, ["M0/generated"], tmp_path / "in")
+    assert (tmp_path / "in" / PROMPTS).read_text() == "mine\n"
+    with pytest.raises(UserError, match="M0/train/ift.jsonl is no file that a stage wrote; those are"):
+        store.accept(["M0/train/ift.jsonl"])
+    (repo / MANIFEST).write_text("{}")
+    with pytest.raises(UserError) as error:
+        store.resolve()
+    assert "self-reward accept" not in str(error.value)  # of a manifest nobody may say what it should be

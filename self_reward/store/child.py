@@ -15,6 +15,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -304,6 +305,7 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
     Raises UserError for generated files that were changed: a stage's result must be what its manifest says.
     """
     tree = _tree(root, oxen, head) if head else {}
+    _refuse_unfit(root, tree, notes)
     stats = index.read_stats(root)
     before = dict(stats)
     changed, missing = index.compare(root, tree, stats)
@@ -317,6 +319,11 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
     problems = [
         f"{path} was changed after the stage that wrote it: SHA-256 recorded {tree[path].sha256}, found "
         f"{entry.sha256}. To get the recorded file back, move yours away and run again"
+        + (
+            ""
+            if is_manifest(path)
+            else f"; to go on with yours: self-reward accept {shlex.quote(path)} --data_repo {shlex.quote(str(root))}"
+        )
         for path, entry in changed.items()
         if path in generated and path in tree
     ]
@@ -328,11 +335,6 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
         notes.append(f"{path} was missing and was restored from commit {head}")
     removed = [path for path in missing if path not in generated]
     if removed or changed:
-        unnamed = [path for path in removed if glob.escape(path) != path]
-        if unnamed:
-            raise UserError(
-                [f"{path} is missing, and Oxen cannot remove a name with [ ] * ?: put it back" for path in unnamed]
-            )
         message = f"user data: {_some([*changed, *(path + ' (removed)' for path in removed)])}"
         _write_journal(root, head, message, {**{p: e for p, e in tree.items() if p not in removed}, **changed}, [])
         try:
@@ -346,6 +348,87 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
     return head or ""
 
 
+def _refuse_unfit(root: Path, tree: Tree, notes: list[str]) -> None:
+    """Refuse what cannot be committed and would be left out, or taken for removed, without a word."""
+    problems = []
+    for where, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in [name for name in [*folders, *names] if not name.startswith(".")]:
+            path = Path(where, name)
+            shown = path.relative_to(root).as_posix()
+            if not _is_utf8(name):
+                problems.append(f"{shown!r}: the name is not UTF-8, which Oxen cannot keep; rename it")
+                continue
+            if not path.is_symlink() or path.is_file():
+                continue
+            if not path.exists():
+                problems.append(
+                    f"{shown} is a link to {os.readlink(path)}, which is not there; bring that back, or remove the link"
+                )
+                continue
+            link = f"{shown} is a link to the folder {os.readlink(path)}, which Oxen does not follow"
+            if any(file.startswith(shown + "/") for file in tree):
+                problems.append(
+                    f"{link}, and its files were committed before; put the folder itself there (or a bind mount), or "
+                    "remove the link"
+                )
+            else:
+                notes.append(
+                    f"{link}: its files are no part of the data; copy or bind mount the folder if they should be"
+                )
+    if problems:
+        raise UserError(problems)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def accept(repo: str, branch: str, paths: list[str]) -> dict[str, Any]:
+    """Commit generated files that the user has changed on purpose, with their new hashes in the stages' manifests.
+
+    The stage counts as done with the new content (the commit carries its key), what reads it runs again.
+    """
+    root, notes = Path(repo), list[str]()
+    oxen, head = _begin(root, branch, notes)
+    for path in paths:
+        tree = _tree(root, oxen, head)
+        owners = [
+            (name, manifest)
+            for name, entry in tree.items()
+            if is_manifest(name)
+            and path in (manifest := index.read_json(index.blob_path(root, entry.blob)) or {}).get("outputs", {})
+        ]
+        if not owners or path not in tree or not (root / path).is_file():
+            written = sorted(name for name in _recorded_outputs(root, tree) if not is_manifest(name))
+            raise UserError(f"{path} is no file that a stage wrote; those are {_some(written) or 'none'}")
+        name, manifest = owners[0]
+        entry = index.hash_file(root / path)
+        if entry == tree[path]:
+            notes.append(f"{path} is as its stage wrote it; there is nothing to accept")
+            continue
+        _refuse_changed(root, tree, [name])
+        manifest["outputs"][path] = {"sha256": entry.sha256, "size": entry.size, "changed_by_hand": True}
+        text = f"{path}: changed by hand and accepted\n\nkey: {manifest['key']}"
+        content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+        new = index.folder(root) / "manifest.new"
+        new.write_bytes(content)
+        adds = {path: entry, name: index.hash_file(new)}
+        _write_journal(root, head, text, {**tree, **adds}, [name])
+        try:
+            with disk.explained(root, needed=entry.size):
+                os.replace(new, root / name)
+                head = _commit(root, oxen, tree, adds, [], text)
+        except BaseException:
+            _roll_back(root, head, tree)
+            raise
+    return {"commit": head, "notes": notes}
+
+
 def _commit(
     root: Path, oxen: Any, tree: Tree, adds: Tree, removes: list[str], message: str, ignored_allowed: bool = False
 ) -> str:
@@ -356,7 +439,7 @@ def _commit(
     for path in adds:
         oxen.add(glob.escape(str(root / path)))
     for path in removes:
-        oxen.rm(str(root / path), False, False, True)
+        oxen.rm(glob.escape(str(root / path)), False, False, True)
     expected = {path for path, entry in adds.items() if path not in tree or tree[path].blob != entry.blob}
     staged_adds, staged_removes = _staged(oxen)
     if unseen := [path for path in expected - staged_adds if path in tree]:
@@ -423,6 +506,7 @@ def _refuse_changed(root: Path, tree: Tree, paths: list[str]) -> None:
 
 
 def _some(names: list[str]) -> str:
+    names = [name if name.isprintable() else repr(name) for name in names]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -448,7 +532,7 @@ def _error(error: BaseException, root: Path) -> dict[str, Any]:
     }
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {"init": init, "resolve": resolve, "push": push}
+OPERATIONS: dict[str, Callable[..., Any]] = {"init": init, "resolve": resolve, "push": push, "accept": accept}
 
 
 def main() -> None:

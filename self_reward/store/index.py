@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -94,8 +95,8 @@ def write_stats(repo: Path, stats: dict[str, list]) -> None:
 
 
 def walk(repo: Path, skip_hidden: bool = True) -> Iterator[str]:
-    """Paths of the regular files below `repo`, relative and sorted within their folder. Links to folders are left out
-    (Oxen does not follow them); hidden files are nobody's data."""
+    """Paths of the files below `repo`, relative and sorted within their folder. A link to a file stands for that file;
+    links to folders are left out (Oxen does not follow them); hidden files are nobody's data."""
     for where, folders, names in os.walk(repo):
         folders[:] = sorted(name for name in folders if not (skip_hidden and name.startswith(".")))
         for name in sorted(names):
@@ -151,7 +152,7 @@ def lay(repo: Path, paths: Iterable[str], tree: Tree, ours: list[Tree]) -> None:
 def copy_blob(repo: Path, entry: Entry, target: Path) -> Entry:
     """Copy content out of the version store to `target`; returns what was found there, hashed in the same pass."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}"[:200])
+    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     try:
         found = hash_file(blob_path(repo, entry.blob), copy_to=temporary)
         os.chmod(temporary, 0o644)
@@ -165,7 +166,7 @@ def copy_blob(repo: Path, entry: Entry, target: Path) -> Entry:
 def place(source: Path, target: Path) -> None:
     """Put a file into the working tree: a hard link where possible, else a copy, by way of a rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}"[:200])
+    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), temporary)

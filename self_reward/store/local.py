@@ -101,6 +101,12 @@ class LocalStore:
         )
         return result["commit"]
 
+    def accept(self, paths: list[str]) -> tuple[str, list[str]]:
+        """Commit generated files that the user changed on purpose as what their stages wrote; the newest commit and
+        notes. Raises UserError for a path that no stage wrote."""
+        result = self._child("accept", branch=self.branch, paths=paths)
+        return result["commit"], result["notes"]
+
     def _read(self, path: str, entry: index.Entry) -> bytes:
         try:
             return index.blob_path(self.root, entry.blob).read_bytes()
