@@ -52,8 +52,7 @@ def write(
         answers = ask(number, [prompts.few_shot_prompt(template, examples) for examples in shots])
         written.requests += wanted
         number += 1
-        for text, finish_reason in answers:
-            _take(text, finish_reason, accept, written, count)
+        _take(answers, accept, written, count)
         if len(written.prompts) < min_yield * max(written.candidates, 1):
             raise UserError(_unusable(written))
     if not written.prompts:
@@ -61,19 +60,20 @@ def write(
     return written
 
 
-def _take(text: str, finish_reason: str, accept: prompts.PromptFilter, written: Written, count: int) -> None:
-    candidates = prompts.parse_prompts(text, finish_reason)
-    if not candidates:
-        written.candidates += 1
-        written.reasons["nothing_parsed"] += 1
-        _keep_sample(written, "nothing_parsed", text)
-    for candidate in candidates:
+def _take(answers: list[tuple[str, str]], accept: prompts.PromptFilter, written: Written, count: int) -> None:
+    candidates = []
+    for text, finish_reason in answers:
+        found = prompts.parse_prompts(text, finish_reason)
+        candidates += found
+        if not found:
+            written.candidates += 1
+            written.reasons["nothing_parsed"] += 1
+            _keep_sample(written, "nothing_parsed", text)
+    for candidate, reason in zip(candidates, accept.take(candidates), strict=True):
         if len(written.prompts) >= count:
             return
         written.candidates += 1
-        reason = accept.reason(candidate)
         if reason is None:
-            accept.add(candidate)
             written.prompts.append(candidate)
         else:
             written.reasons[reason] += 1

@@ -3,9 +3,7 @@
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -205,21 +203,45 @@ class PromptFilter:
         self._keywords = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
         self._min_words, self._max_words = min_words, max_words
         self._exact: set[str] = set()
-        self._index = RougeIndex(similarity) if similarity < 1 else None
-        for prompt in existing:
-            self.add(prompt)
+        self._index = None
+        if similarity < 1:
+            from self_reward.rouge_index import RougeIndex
 
-    def add(self, prompt: str) -> None:
-        """From now on prompts are compared with this one too."""
-        text = " ".join(prompt.split())
-        if text not in self._exact:
-            self._exact.add(text)
-            if self._index:
-                self._index.add(text)
+            self._index = RougeIndex(similarity)
+        self.add(existing)
 
-    def reason(self, prompt: str) -> str | None:
-        """None for a prompt to accept; else "empty", "too_short", "too_long", "keyword", "pattern", "exact" or
-        "similar"."""
+    def add(self, prompts: Iterable[str]) -> None:
+        """From now on prompts are compared with these too."""
+        new = list(dict.fromkeys(text for prompt in prompts if (text := " ".join(prompt.split())) not in self._exact))
+        self._exact.update(new)
+        if self._index:
+            self._index.add(new)
+
+    def take(self, prompts: Sequence[str]) -> list[str | None]:
+        """Why each prompt is refused: "empty", "too_short", "too_long", "keyword", "pattern", "exact" or "similar".
+
+        None: it is accepted, and those after it are compared with it too.
+        """
+        reasons = [self._alone(prompt) for prompt in prompts]
+        places: dict[str, list[int]] = {}  # of each text, folded
+        for i, prompt in enumerate(prompts):
+            if reasons[i] is None:
+                text = " ".join(prompt.split())
+                if text in self._exact:
+                    reasons[i] = "exact"
+                else:
+                    places.setdefault(text, []).append(i)
+        accepted = self._index.accept(list(places)) if self._index else [True] * len(places)
+        for (text, (first, *others)), is_new in zip(places.items(), accepted, strict=True):
+            if is_new:
+                self._exact.add(text)
+            else:
+                reasons[first] = "similar"
+            for i in others:
+                reasons[i] = "exact" if is_new else "similar"
+        return reasons
+
+    def _alone(self, prompt: str) -> str | None:
         words = prompt.split()
         if not words:
             return "empty"
@@ -231,104 +253,4 @@ class PromptFilter:
             return "keyword"
         if self._pattern and not self._pattern.search(prompt):
             return "pattern"
-        text = " ".join(words)
-        if text in self._exact:
-            return "exact"
-        if self._index and self._index.has_similar(text):
-            return "similar"
         return None
-
-
-class RougeIndex:
-    """Texts in which to look for one whose ROUGE-L F-measure with a given text is at least `similarity`. Exact, not
-    approximate.
-
-    F = 2 L / (m + n) for the longest common subsequence L of m and n tokens, so F >= s needs n between s m / (2 - s)
-    and m (2 - s) / s, and at least s m / (2 - s) tokens of the m in common. Two such texts share a token among the
-    rarest m - ceil(s m / (2 - s)) + 1 of each, in one fixed order (prefix filter, Chaudhuri et al. 2006): only those
-    are indexed. The order is that of the counts when the index last doubled. The second "the" of a text is a token of
-    its own.
-    """
-
-    def __init__(self, similarity: float):
-        self._similarity = similarity
-        self._texts: list[str] = []  # each token as one character, which is what rapidfuzz compares fastest
-        self._characters: dict[str, str] = {}
-        self._order: dict[tuple[str, int], int] = {}
-        self._postings: dict[tuple[str, int], list[int]] = {}
-        self._next_order = 256
-
-    def _encode(self, text: str) -> str:
-        characters = self._characters
-        encoded = []
-        for token in re.findall("[a-z0-9]+", text.lower()):
-            character = characters.get(token)
-            if character is None:
-                number = len(characters) + 1
-                # past the surrogates; chr() ends at 0x10FFFF, and a collision there would only cost exactness
-                character = characters[token] = chr((number if number < 0xD800 else number + 0x800) % 0x110000)
-            encoded.append(character)
-        return "".join(encoded)
-
-    def _rarest(self, encoded: str) -> list[tuple[str, int]]:
-        seen: Counter[str] = Counter()
-        tokens = []
-        for character in encoded:
-            seen[character] += 1
-            tokens.append((character, seen[character]))
-        order = self._order
-        tokens.sort(key=lambda token: (order.get(token, 0), token))
-        size = len(encoded)
-        # minus a hair: a bound that floating point puts just above a whole number must not lose a match
-        common = -int(-(self._similarity * size / (2 - self._similarity) - 1e-9) // 1)
-        return tokens[: size - common + 1]
-
-    def add(self, text: str) -> None:
-        encoded = self._encode(text)
-        if not encoded:
-            return
-        self._texts.append(encoded)
-        if len(self._texts) >= self._next_order:
-            self._reorder()
-        else:
-            self._post(len(self._texts) - 1)
-
-    def _post(self, number: int) -> None:
-        for token in self._rarest(self._texts[number]):
-            self._postings.setdefault(token, []).append(number)
-
-    def _reorder(self) -> None:
-        self._next_order = 2 * len(self._texts)
-        counts: Counter[tuple[str, int]] = Counter()
-        for encoded in self._texts:
-            for character, count in Counter(encoded).items():
-                counts.update((character, k) for k in range(1, count + 1))
-        self._order = dict(counts)
-        self._postings = {}
-        for number in range(len(self._texts)):
-            self._post(number)
-
-    def has_similar(self, text: str) -> bool:
-        from rapidfuzz import process
-        from rapidfuzz.distance import LCSseq
-
-        encoded = self._encode(text)
-        size = len(encoded)
-        if not size:
-            return False
-        s = self._similarity
-        shortest, longest = s * size / (2 - s) - 1e-9, size * (2 - s) / s + 1e-9
-        numbers: set[int] = set()
-        for token in self._rarest(encoded):
-            numbers.update(self._postings.get(token, ()))
-        texts = self._texts
-        candidates = (texts[number] for number in numbers if shortest <= len(texts[number]) <= longest)
-        while block := list(islice(candidates, 500)):
-            for near, common, _ in process.extract_iter(
-                encoded, block, scorer=LCSseq.similarity, score_cutoff=int(shortest)
-            ):
-                precision, recall = common / size, common / len(near)
-                # rouge-score's own arithmetic, so that a value at the bound falls on the same side
-                if common and 2 * precision * recall / (precision + recall) >= s:
-                    return True
-        return False
