@@ -368,8 +368,8 @@ class _Needs:
                 else:
                     there = sorted({path.rpartition("/")[0] for path in self.files if path.endswith("/config.json")})
                     self.problems.append(
-                        f"base_model {base}: expected oxen:<path>; no folder {folder!r} in the data repository; folders with a config.json: "
-                        f"{', '.join(there) or 'none'}"
+                        f"base_model {base}: expected oxen:<path>; no folder {folder!r} in the data repository; "
+                        f"folders with a config.json: {', '.join(there) or 'none'}"
                     )
 
     def checkpoint(self, role: str, name: str) -> None:
