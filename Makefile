@@ -53,6 +53,12 @@ fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600
 	$(VENV)/bin/uv pip install --python $(PYTHON) --quiet --no-deps -r requirements/fuzz.txt
 	failed=0; for name in $(FUZZ); do $(PYTHON) fuzz/$$name.py -max_total_time=$(FUZZ_SECONDS) || failed=1; done; exit $$failed
 
+.PHONY: bench-data
+bench-data: setup  ## A million rows: dedupe, 04_gen_preferences, push and pull of 1 GB (10 minutes, 15 GB of disk)
+	$(PYTHON) -m bench.dedupe
+	$(PYTHON) -m bench.preferences
+	$(PYTHON) -m bench.store
+
 .PHONY: check
 check: setup  ## Format, lint, types, shell scripts, generated files
 	$(VENV)/bin/ruff format --check .
