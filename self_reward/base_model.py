@@ -3,6 +3,7 @@
 No torch here: `plan` and every stage resolve the base model before anything heavy is imported.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -91,20 +92,26 @@ def fetch(
         if not folder.is_dir():
             if pull is None:
                 raise UserError(f"{resolved.id} lives in the data repository, and none is at hand here")
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            pull(resolved.source, partial)
-            if problems := folder_problems(partial, trust_remote_code=trust_remote_code):
-                shutil.rmtree(partial)
-                raise UserError([problem.replace(str(partial), resolved.source) for problem in problems])
-            try:
-                partial.rename(folder)
-            except OSError:  # another process was faster
-                shutil.rmtree(partial)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with open(folder.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not folder.is_dir():  # no other process was faster
+                    _pull_beside(resolved.source, folder, pull, trust_remote_code)
     if problems := folder_problems(folder, trust_remote_code=trust_remote_code):
         raise UserError(problems)
     return folder
+
+
+def _pull_beside(source: str, folder: Path, pull: Callable[[str, Path], object], trust_remote_code: bool) -> None:
+    """Make `folder` wholly or not at all. Its caller holds the lock, so a part that is there is a killed process's."""
+    partial = folder.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    pull(source, partial)
+    if problems := folder_problems(partial, trust_remote_code=trust_remote_code):
+        shutil.rmtree(partial)
+        raise UserError([problem.replace(str(partial), source) for problem in problems])
+    partial.rename(folder)
 
 
 def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:

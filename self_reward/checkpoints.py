@@ -111,13 +111,17 @@ def _adapter_problems(folder: Path) -> list[str]:
 
 
 def _remove_oldest(merged_dir: Path, keep: int) -> None:
-    complete = sorted(merged_dir.glob(f"*/{COMPLETE}"), key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
-    for marker in complete[max(keep, 1) :]:
-        lock = os.open(marker.parent.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    """Remove all but the `keep` newest, and what killed processes left unfinished."""
+    complete = [marker for marker in merged_dir.glob(f"*/{COMPLETE}") if marker.parent.suffix != ".part"]
+    complete.sort(key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
+    kept = {marker.parent for marker in complete[: max(keep, 1)]}
+    for folder in [path for path in merged_dir.iterdir() if path.is_dir() and path not in kept]:
+        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            marker.unlink(missing_ok=True)  # first, so that a kill in between leaves nothing that looks whole
-            shutil.rmtree(marker.parent, ignore_errors=True)
+            # first, so that a kill in between leaves nothing that looks whole
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             pass  # in use
         finally:

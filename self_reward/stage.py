@@ -505,7 +505,9 @@ def _remove_abandoned(own: Path) -> None:
         elif _remove_unlocked(folder) and states:
             log.info("removed %s: uncommitted work that nobody touched for %d days", folder, days)
     if left > MUCH:
-        log.info("uncommitted work of other runs takes %.1f GB in %s; remove what is not wanted", left / 1e9, own.parent)
+        log.info(
+            "uncommitted work of other runs takes %.1f GB in %s; remove what is not wanted", left / 1e9, own.parent
+        )
 
 
 def _lock_or_say_who(file: IO[str], lock: Path) -> None:

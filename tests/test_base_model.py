@@ -1,6 +1,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,6 +98,31 @@ def test_oxen(model, tmp_path):
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(UserError):
         resolve("oxen:models/base")
+
+
+def test_oxen_after_a_kill_in_the_middle_of_the_copy(model, tmp_path):
+    found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
+    program = f"""
+import os
+from pathlib import Path
+from self_reward import base_model
+
+def pull(path, to):
+    (to / "half").touch()
+    os.kill(os.getpid(), 9)
+
+base_model.fetch(base_model.{found!r}, trust_remote_code=False, cache_dir=Path({str(tmp_path)!r}), pull=pull)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert list(tmp_path.rglob("half"))
+    folder = base_model.fetch(
+        found,
+        trust_remote_code=False,
+        cache_dir=tmp_path,
+        pull=lambda path, to: shutil.copytree(model, to, dirs_exist_ok=True),
+    )
+    assert [path for path in (tmp_path / "base_models").iterdir() if path.is_dir()] == [folder]
+    assert not list(tmp_path.rglob("half"))
 
 
 def test_neither_folder_nor_name():

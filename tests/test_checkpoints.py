@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -197,3 +198,18 @@ def test_disk_full_is_try_again_and_leaves_nothing(tmp_path):
     with pytest.raises(TryAgain, match="disk"), checkpoints.written_beside(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_of_other_merges_is_removed(chain, tmp_path):
+    base, adapters = chain
+    for left in ("merged/0123.part", "merged/4567", "merged/89ab.part"):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / "model.safetensors").touch()
+    (tmp_path / "merged/0123.part" / checkpoints.COMPLETE).touch()  # killed just before its last rename
+    with open(tmp_path / "merged/89ab.lock", "w") as used:
+        fcntl.flock(used, fcntl.LOCK_EX)  # a living process merges there
+        merged = merge(base, adapters[:1], tmp_path, keep=1)
+    assert {path for path in (tmp_path / "merged").iterdir() if path.is_dir()} == {
+        merged,
+        tmp_path / "merged/89ab.part",
+    }

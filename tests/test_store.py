@@ -528,3 +528,23 @@ def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_name
     with pytest.raises(UserError) as error:
         store.resolve()
     assert "self-reward accept" not in str(error.value)  # of a manifest nobody may say what it should be
+
+
+def test_a_kill_while_a_missing_generated_file_is_given_back_leaves_no_part_of_it(repo, tmp_path):
+    store = store_of(repo)
+    push(store, tmp_path / "new", {PROMPTS: "a\n"})
+    (repo / PROMPTS).unlink()
+    program = f"""
+import os
+from self_reward.store import child
+replace = os.replace
+os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith({PROMPTS!r}) else replace(a, b)
+child.resolve({str(repo)!r}, "main", None)
+"""
+    environment = {**os.environ, "OXEN_CONFIG_DIR": str(tmp_path / "config")}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert list((repo / PROMPTS).parent.glob(index.TEMPORARY + "*"))
+    store.resolve()
+    assert not list((repo / PROMPTS).parent.glob(index.TEMPORARY + "*"))
+    assert (repo / PROMPTS).read_text() == "a\n"

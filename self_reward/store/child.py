@@ -329,10 +329,14 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
     ]
     if problems:
         raise UserError(problems)
-    for path in [path for path in missing if path in generated]:
-        if index.copy_blob(root, tree[path], root / path) != tree[path]:
-            raise Corrupt(f"{path} is missing and the data repository's own copy of it is damaged")
-        notes.append(f"{path} was missing and was restored from commit {head}")
+    if lost := [path for path in missing if path in generated]:
+        _write_journal(root, head, "", tree, lost)  # a kill while one is copied leaves a part of it
+        for path in lost:
+            if index.copy_blob(root, tree[path], root / path) != tree[path]:
+                _remove_journal(root)
+                raise Corrupt(f"{path} is missing and the data repository's own copy of it is damaged")
+            notes.append(f"{path} was missing and was restored from commit {head}")
+        _remove_journal(root)
     removed = [path for path in missing if path not in generated]
     if removed or changed:
         message = f"user data: {_some([*changed, *(path + ' (removed)' for path in removed)])}"
