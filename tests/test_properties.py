@@ -44,6 +44,7 @@ judgements = st.lists(score_pieces | st.text(max_size=3), max_size=14).map("".jo
 @given(judgements)
 @example("score" + " " * 15 + "(")  # found: the label's own space was one too many to look over
 @example("Score:" + "*" * 16)
+@example("Score: 0")
 def test_a_judgement_has_a_score_of_its_scale_or_none(text):
     invariants.score(text)
     invariants.score(text, 1, 9)
@@ -59,7 +60,7 @@ FORMS = [
 ]  # fmt: skip
 before = st.lists(
     words(
-        "It is good.|I count 3 of them|4/5 of the users|in 2019|1. first|underscore: 2|Scores vary|"
+        "It is good.|At first: Score: 1.|I count 3 of them|4/5 of the users|in 2019|1. first|underscore: 2|Scores vary|"
         "A score of 5 needs more|"
         "\n|\n\n|# Points|- yes|a 5/5 answer|rate: 1|“5”|</score>|\ud800|（3）|0.5|4"
     ),
@@ -105,7 +106,7 @@ LINEAR = {
 @example(head="a", middle=" ", tail="b")
 @example(head="b", middle="a", tail="")
 def test_readers_are_linear(name, head, middle, tail):
-    invariants.assert_linear(LINEAR[name], head, middle, tail, size=100_000 if name == "without_end" else 20_000)
+    invariants.assert_linear(LINEAR[name], head, middle, tail, size=400_000 if name == "without_end" else 20_000)
 
 
 # ---- judge prompts
@@ -220,19 +221,27 @@ def test_rows_come_back_and_a_cut_file_gives_a_prefix_or_says_where(tmp_path, ro
         assert [problem.partition(": ")[0] for problem in error.problems] == [f"{path}:{whole + 1}"]
 
 
-row_bytes = st.lists(
+whole_lines = [
+    b'{"prompt": "a", "score": 1}', b'{"score": null, "prompt": "\xc3\xa9"}', b'{"prompt": "\\ud83d\\ude00",
+    "score": 1e5}',
+    b'\xef\xbb\xbf{"prompt": "a", "score": 1}', b'{"prompt": "a", "score": 1}\r', b"", b" ", b"\r", b'{"prompt": "",
+    "score": true}',
+    b'{"prompt": null, "score": 1}', b'{"prompt": "a"}', b"[1]", b"null", b'"prompt"', b'{"prompt": "\\ud800",
+    "score": 1}',
+    b'{"prompt": "\xff", "score": 1}', b'{"prompt": "a", "score": NaN}', b'{"prompt": "a", "score": 1}{}',
+    b'{"prompt": "a", "sc',
+    b'{"prompt": 1, "prompt": "a", "score": "1", "score": 1}', b'{"prompt": "a\tb", "score": 1}', b"\x00\x00",
+    b"\x0b", b"\x85",
+]  # fmt: skip
+pieces = st.lists(
     st.sampled_from([
-        b'{"prompt": "a", "score": 1}', b'{"prompt": "\xc3\xa9", "score": null}', b'{"prompt": "a", "score": ',
-        b'{"prompt": "',
-        b'", "score": 1.5}', b'{"prompt": 1, "score": 1}', b'{"score": true, "prompt": ""}', b"[1]", b"null", b"\n",
-        b"\n\n", b"\r\n",
-        b"\xef\xbb\xbf", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\ud83d\\ude00", b"\\u00e9", b"\x00", b"\x85",
-        b"\xe2\x80\xa8", b" ",
-        b"\t", b"\x0b", b"\x1c", b"1", b"1.", b"-0", b"1e5", b"NaN", b"Infinity", b"true", b"{", b"}", b"[", b"]",
-        b'"', b",", b":",
+        b'{"prompt": "a", "score": ', b'{"prompt": "', b'", "score": 1.5}', b"\xed\xa0\x80", b"\\ud800", b"\\u00e9",
+        b"\x1c", b"1", b"1.",
+        b"-0", b"1e5", b"Infinity", b"true", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xe2\x80\xa8", b"\t",
     ]) | st.binary(max_size=3),
-    max_size=14,
+    max_size=6,
 ).map(b"".join)  # fmt: skip
+row_bytes = st.lists(st.sampled_from(whole_lines) | st.sampled_from(whole_lines) | pieces, max_size=6).map(b"\n".join)
 
 
 @in_a_folder
@@ -330,13 +339,14 @@ scored_rows = st.lists(
     st.fixed_dictionaries(
         {
             "completion": words("a|b|c |c|dd|eeee"),
-            "score": st.none() | st.sampled_from([0, 1, 2.5, 2.75, 3, 4.25, 5]) | st.sampled_from([-1, float("nan")]),
+            "score": st.sampled_from([0, 1, 2.5, 2.75, 3, 4, 4.25, 5, None, -1, float("nan")]),
             "tokens": st.integers(1, 5),
             "finish_reason": words("stop|length"),
             "votes": st.lists(st.none() | st.integers(0, 5), max_size=3),
         }
     ),
-    max_size=7,
+    min_size=1,
+    max_size=8,
 ).map(lambda rows: [{"prompt": "p", "prompt_id": "0", "response_id": f"{i}", **row} for i, row in enumerate(rows)])
 options = st.fixed_dictionaries(
     {
@@ -358,7 +368,8 @@ def readable(row):
     return row["score"] is not None and row["score"] >= 0
 
 
-@given(scored_rows, options)
+@settings(max_examples=300)
+@given(scored_rows.filter(lambda rows: len(rows) > 2), options)
 def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(rows, options):
     made, _ = preferences.pairs(rows, **options | {"drop_identical": False})
     usable = [row for row in rows if readable(row)]
@@ -384,7 +395,8 @@ def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(r
     assert rho or gaps == sorted(gaps, reverse=True)
 
 
-@given(scored_rows, options, st.sampled_from([0.25, 1.0, 4.5]))
+@settings(max_examples=300)
+@given(scored_rows.filter(lambda rows: len(rows) > 2), options, st.sampled_from([0.25, 1.0, 4.5]))
 def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, options, rise):
     higher = [{**row, "score": row["score"] + rise if readable(row) else row["score"]} for row in rows]
     made, reason = preferences.pairs(rows, **options)
@@ -392,14 +404,15 @@ def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, options, ris
     assert (texts_of(made), reason) == (texts_of(again), reason_again)
 
 
-@given(scored_rows, options)
+@settings(max_examples=300)
+@given(scored_rows.filter(lambda rows: len(rows) > 2), options)
 def test_a_smaller_margin_and_fewer_pairs_change_no_pair(rows, options):
     made, _ = preferences.pairs(rows, **options)
     more, _ = preferences.pairs(rows, **options | {"min_margin": 0.0, "max_pairs": 9})
     assert more[: len(made)] == made
 
 
-@given(st.lists(scored_rows.filter(bool), max_size=6), options, st.randoms())
+@given(st.lists(scored_rows, max_size=5), options, st.randoms())
 def test_a_files_counts_add_up_and_each_prompts_pairs_are_its_own(groups, options, rng):
     groups = [[{**row, "prompt": f"p{g}", "prompt_id": f"{g}"} for row in rows] for g, rows in enumerate(groups)]
     counts: Counter[str] = Counter()
@@ -523,7 +536,7 @@ LAUGHS += b"base_model: *a8\n"
 @example(content=b"seed: " + b"9" * 5000)
 @example(content=LAUGHS)
 def test_any_parameter_file_gives_parameters_or_the_users_error(tmp_path, content):
-    invariants.parameter_sources("plan", [], "", tmp_path / "p.yaml", content)
+    invariants.parameter_sources("01_gen_prompts", [], "", tmp_path / "p.yaml", content)
 
 
 json_text = st.lists(
@@ -583,6 +596,7 @@ def test_a_conversation_has_one_begin_one_end_and_one_prompt(tokenizers, data, p
     before = chat.prompt_ids(tokenizer, prompt)
     start, completion = chat.example_ids(tokenizer, prompt, response)
     assert start == before
+    assert chat.example_ids(tokenizer, prompt, response + tokenizer.eos_token) == (start, completion)
     plain, _ = chat.example_ids(tokenizer, "a", "b")
     assert (start + completion).count(tokenizer.bos_token_id) == plain.count(tokenizer.bos_token_id) <= 1
     assert tokenizer.bos_token_id not in start[1:]
