@@ -222,25 +222,26 @@ def test_rows_come_back_and_a_cut_file_gives_a_prefix_or_says_where(tmp_path, ro
 
 
 whole_lines = [
-    b'{"prompt": "a", "score": 1}', b'{"score": null, "prompt": "\xc3\xa9"}', b'{"prompt": "\\ud83d\\ude00",
-    "score": 1e5}',
-    b'\xef\xbb\xbf{"prompt": "a", "score": 1}', b'{"prompt": "a", "score": 1}\r', b"", b" ", b"\r", b'{"prompt": "",
-    "score": true}',
-    b'{"prompt": null, "score": 1}', b'{"prompt": "a"}', b"[1]", b"null", b'"prompt"', b'{"prompt": "\\ud800",
-    "score": 1}',
-    b'{"prompt": "\xff", "score": 1}', b'{"prompt": "a", "score": NaN}', b'{"prompt": "a", "score": 1}{}',
+    b'{"prompt": "a", "score": 1}',
+    b'{"score": null, "prompt": "\xc3\xa9"}',
+    b'{"prompt": "\\ud83d\\ude00", "score": 1e5}',
+    b'\xef\xbb\xbf{"prompt": "a", "score": 1}',
+    b'{"prompt": "a", "score": 1}\r',
+    b'{"prompt": "", "score": true}',
+    b'{"prompt": null, "score": 1}',
+    b'{"prompt": "a"}',
+    b'{"prompt": "\\ud800", "score": 1}',
+    b'{"prompt": "\xff", "score": 1}',
+    b'{"prompt": "a", "score": NaN}',
+    b'{"prompt": "a", "score": 1}{}',
     b'{"prompt": "a", "sc',
-    b'{"prompt": 1, "prompt": "a", "score": "1", "score": 1}', b'{"prompt": "a\tb", "score": 1}', b"\x00\x00",
-    b"\x0b", b"\x85",
-]  # fmt: skip
-pieces = st.lists(
-    st.sampled_from([
-        b'{"prompt": "a", "score": ', b'{"prompt": "', b'", "score": 1.5}', b"\xed\xa0\x80", b"\\ud800", b"\\u00e9",
-        b"\x1c", b"1", b"1.",
-        b"-0", b"1e5", b"Infinity", b"true", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xe2\x80\xa8", b"\t",
-    ]) | st.binary(max_size=3),
-    max_size=6,
-).map(b"".join)  # fmt: skip
+    b'{"prompt": 1, "prompt": "a", "score": "1", "score": 1}',
+    b'{"prompt": "a\tb", "score": 1}',
+    *(b"", b" ", b"\r", b"[1]", b"null", b'"prompt"', b"\x00\x00", b"\x0b", b"\x85"),
+]
+bits = [b'{"prompt": "a", "score": ', b'{"prompt": "', b'", "score": 1.5}', b"\xed\xa0\x80", b"\\ud800", b"\\u00e9"]
+bits += [b"\xe2\x80\xa8", *(bytes([byte]) for byte in b'\t\x1c1-.0e{}[]",:'), b"1e5", b"Infinity", b"true"]
+pieces = st.lists(st.sampled_from(bits) | st.binary(max_size=3), max_size=6).map(b"".join)
 row_bytes = st.lists(st.sampled_from(whole_lines) | st.sampled_from(whole_lines) | pieces, max_size=6).map(b"\n".join)
 
 
