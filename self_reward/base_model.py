@@ -3,6 +3,7 @@
 No torch here: `plan` and every stage resolve the base model before anything heavy is imported.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -10,9 +11,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from self_reward.errors import TryAgain, UserError
 
@@ -145,6 +147,50 @@ def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
         if name.endswith(".safetensors") and (problem := _safetensors_problem(folder / name)):
             problems.append(problem)
     return problems
+
+
+def load(folder: Path, *, trust_remote_code: bool, **options: Any) -> Any:
+    """The model in `folder`; `options` are those of from_pretrained.
+
+    Raises UserError for a model that transformers cannot load, and for weights that do not fit config.json:
+    transformers would fill what is missing with random numbers and only log it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with loadable(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder}: {len(missing)} weights that config.json asks for are not in the files: "
+            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; copy or download the model again"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def loadable(folder: Path) -> Iterator[None]:
+    """Turn what transformers says about a folder that it cannot load into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: weights have other shapes than config.json says; copy or download the model again"
+        ) from error
+    except (ValueError, KeyError, AttributeError, ImportError) as error:  # unknown type, bad values, missing packages
+        said = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{folder}: this model cannot be loaded ({type(error).__name__}: {said}); only causal language models of "
+            "the installed transformers can"
+        ) from error
 
 
 def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:

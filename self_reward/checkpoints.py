@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from self_reward import disk
+from self_reward import base_model, disk
 from self_reward.base_model import folder_hash, folder_problems, weights_dtype
 from self_reward.errors import UserError
 
@@ -76,12 +76,9 @@ def materialise(
 def _merge(base: Path, chain: list[Path], out: Path, *, trust_remote_code: bool) -> None:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     quiet()
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
+    model = base_model.load(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
     for folder in chain:
         try:
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()

@@ -88,5 +88,5 @@ def _ranked_problem(row: jsonl.Row) -> str | None:
 def _is_ranked(answer: Any) -> bool:
     if not isinstance(answer, dict) or type(answer.get("text")) is not str:
         return False
-    rank = answer.get("rank")
+    rank: Any = answer.get("rank")
     return type(rank) in (int, float) and -1e9 < rank < 1e9  # JSON also has integers that no float can hold

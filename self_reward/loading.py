@@ -92,8 +92,10 @@ def tokenizer(folder: Path, chat_template: str = "auto", trust_remote_code: bool
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer can be loaded from the model's folder {folder}: {error}") from error
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise UserError(
+            f"no tokenizer can be loaded from the model's folder {folder}: {type(error).__name__}: {error}"
+        ) from error
     loaded.chat_template = chat.choose_template(loaded, chat_template)
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token  # only ever masked

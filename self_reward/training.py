@@ -20,10 +20,10 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
+from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from self_reward import disk
+from self_reward import base_model, disk
 from self_reward.base_model import weights_dtype
 from self_reward.checkpoints import copy_tokenizer, quiet, written_beside
 from self_reward.errors import TryAgain, UserError
@@ -121,12 +121,13 @@ def train_sft(
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},  # rows have their labels
         )
+        model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
         return SFTTrainer(
-            model=_load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code),
+            model=model,
             args=arguments,
             train_dataset=rows,
             processing_class=_tokenizer(model_dir, trust_remote_code),
-            peft_config=_lora(finetune, lora_rank, lora_alpha, lora_target_modules, dropout),
+            peft_config=_lora(model, finetune, lora_rank, lora_alpha, lora_target_modules, dropout),
             callbacks=[_Watch(progress)],
         )
 
@@ -246,13 +247,14 @@ def train_dpo(
             precompute_ref_log_probs=precompute_reference,
         )
         second = finetune == "full" and not precompute_reference
+        model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
         return _TokenisedDPOTrainer(
-            model=_load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code),
+            model=model,
             ref_model=_load(model_dir, finetune, 0.0, bool(arguments.bf16), trust_remote_code) if second else None,
             args=arguments,
             train_dataset=rows,
             processing_class=_tokenizer(model_dir, trust_remote_code),
-            peft_config=_lora(finetune, lora_rank, lora_alpha, lora_target_modules, dropout),
+            peft_config=_lora(model, finetune, lora_rank, lora_alpha, lora_target_modules, dropout),
             callbacks=[_Watch(progress)],
         )
 
@@ -379,7 +381,8 @@ def _arguments(
 
 
 def _load(model_dir: Path, finetune: str, dropout: float, bf16: bool, trust_remote_code: bool) -> Any:
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    with base_model.loadable(model_dir):
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     names = [name for name in DROPOUTS if isinstance(getattr(config, name, None), int | float)]
     if dropout and finetune == "full" and not names:
         raise UserError(f"a {config.model_type} model has no dropout to set; use dropout 0, or finetune lora")
@@ -387,9 +390,7 @@ def _load(model_dir: Path, finetune: str, dropout: float, bf16: bool, trust_remo
         setattr(config, name, dropout if finetune == "full" else 0.0)
     # Full weights are updated in float32: at learning rates of 1e-6 a bfloat16 weight would not move at all.
     dtype = torch.bfloat16 if bf16 and finetune == "lora" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(
-        model_dir, config=config, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
+    return base_model.load(model_dir, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _tokenizer(model_dir: Path, trust_remote_code: bool) -> Any:
@@ -399,9 +400,23 @@ def _tokenizer(model_dir: Path, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _lora(finetune: str, rank: int, alpha: int, target_modules: str | list[str], dropout: float) -> LoraConfig | None:
+def _lora(
+    model: Any, finetune: str, rank: int, alpha: int, target_modules: str | list[str], dropout: float
+) -> LoraConfig | None:
     if finetune == "full":
         return None
+    if isinstance(target_modules, str) and target_modules != "all-linear":  # peft would take it for a pattern
+        target_modules = [name.strip() for name in target_modules.split(",")]
+    if target_modules != "all-linear":
+        there = {
+            name.rpartition(".")[2]: "" for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)
+        }
+        modules = [name for name, _ in model.named_modules()]
+        if unknown := [w for w in target_modules if not any(m == w or m.endswith(f".{w}") for m in modules)]:
+            raise UserError(
+                f"lora_target_modules: the model has no module {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(there)}"
+            )
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,

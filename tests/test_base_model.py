@@ -82,6 +82,58 @@ def test_missing_shard(model):
         resolve(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "[]", "config.json: a JSON list, expected an object"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
+        (base_model.INDEX, "[]", "a JSON list"),
+        (base_model.INDEX, "{}", "no weight_map"),
+        (base_model.INDEX, '{"weight_map": {"a": null}}', "are missing: None"),
+    ],
+)
+def test_json_files_of_nonsense(model, name, content, said):
+    (model / name).write_text(content)
+    assert any(said in problem for problem in base_model.folder_problems(model, trust_remote_code=False))
+
+
+@pytest.mark.parametrize("header", [b"[1]", b"{}[", b'{"a": 1}', b'{"a": {"data_offsets": [1]}}', b"\xff", b"1"])
+def test_a_header_of_nonsense(model, header):
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="its header cannot be read"):
+        resolve(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 2}, r"9 weights that config.json asks for are not in the files: model.layers.1.input_"),
+        ({"hidden_size": 16, "head_dim": 2}, "weights have other shapes than config.json says"),
+        ({"model_type": "nonsense"}, "this model cannot be loaded .ValueError: .*nonsense"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_not_made_up(model, change, said):
+    """transformers fills them with random numbers and goes on."""
+    base_model.load(model, trust_remote_code=False)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=said):
+        base_model.load(model, trust_remote_code=False)
+
+
+def test_a_broken_folder_of_the_data_repository_is_named_as_there_and_not_kept(model, tmp_path):
+    (model / "tokenizer.json").unlink()
+    found = resolve("oxen:models/base", read_repository=lambda path: "hash")
+
+    def pull(path, to):
+        for file in model.iterdir():
+            (to / file.name).write_bytes(file.read_bytes())
+
+    with pytest.raises(UserError, match="^models/base: no tokenizer"):
+        base_model.fetch(found, trust_remote_code=False, cache_dir=tmp_path / "cache", pull=pull)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 def test_oxen(model, tmp_path):
     found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
     assert found.id == "oxen:models/base:hash-of-models/base"

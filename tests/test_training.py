@@ -263,6 +263,17 @@ def test_lora_saves_the_adapter_only_and_the_tokenizer(sft, model):
     assert AutoTokenizer.from_pretrained(sft).chat_template == tiny.TEMPLATE
 
 
+def test_target_modules_are_names_joined_by_commas_and_must_be_there(model, tmp_path):
+    def train(names):
+        out = tmp_path / names
+        training.train_sft(model, make_examples(8), out, finetune="lora", lora_target_modules=names, **SETTINGS)
+        return json.loads((out / "adapter_config.json").read_text())["target_modules"]
+
+    assert train("q_proj, v_proj") == ["q_proj", "v_proj"]
+    with pytest.raises(UserError, match="no module 'nosuch'; it has q_proj, k_proj, .*down_proj"):
+        train("q_proj,nosuch")
+
+
 def test_full_saves_a_whole_model_in_the_dtype_of_the_base(model, tmp_path):
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(base)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
+from self_reward import base_model
 from self_reward.errors import TryAgain, UserError
 from self_reward.sampler import Sample
 
@@ -35,9 +36,7 @@ class TransformersSampler:
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-            )
+            self.model = base_model.load(model_dir, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
             self.model.to(self.device).eval()  # type: ignore[arg-type]
         except torch.OutOfMemoryError as error:
             raise TryAgain(f"{model_dir}: the model does not fit into the GPU's free memory: {error}") from error

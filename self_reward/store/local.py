@@ -218,8 +218,8 @@ def _check_folder(root: Path, given: str) -> None:
     expected = ["config.toml", *(["HEAD", "history"] if any(oxen.glob("self_reward/trees/*.json")) else [])]
     if oxen.exists() and (missing := [name for name in expected if not (oxen / name).exists()]):
         raise Corrupt(
-            f"data repository {given}: {oxen} is no Oxen repository, it lacks {', '.join(missing)}. Bring it back from a "
-            "copy; or move it away, and the folder's files become a new repository without the history of the old"
+            f"data repository {given}: {oxen} is no Oxen repository, it lacks {', '.join(missing)}. Bring it back "
+            "from a copy; or move it away, and the folder's files become a new repository without the old history"
         )
 
 
