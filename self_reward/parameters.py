@@ -543,7 +543,10 @@ def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:
     if not text:
         return []
     try:
-        return [(str(entry["name"]), entry.get("value")) for entry in json.loads(text)]
+        entries = json.loads(text)
+        if not isinstance(entries, list):
+            raise TypeError(f"a {type(entries).__name__}")
+        return [(str(entry["name"]), entry.get("value")) for entry in entries]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         problems.append(f'{ENVIRONMENT} must be a JSON list of {{"name": ..., "value": ...}}: {error!r}')
         return []

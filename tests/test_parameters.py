@@ -55,7 +55,7 @@ def test_a_name_given_twice_with_two_values_is_refused():
     assert "gives seed twice" in problems_of(environment=twice)[0]
 
 
-@pytest.mark.parametrize("text", ["not json", '{"a": 1}', "[1]", '[{"value": 1}]'])
+@pytest.mark.parametrize("text", ["not json", '{"a": 1}', "{}", '""', "[1]", '[{"value": 1}]'])
 def test_a_broken_environment_is_named(text):
     assert parameters.ENVIRONMENT in problems_of(environment={parameters.ENVIRONMENT: text})[0]
 
