@@ -9,7 +9,6 @@
 No Oxen here: everything is plain files, written whole and renamed.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -46,17 +45,34 @@ def blob_path(repo: Path, blob: str) -> Path:
     return repo / ".oxen" / "versions" / "files" / blob[:2] / blob[2:] / "data"
 
 
-def hash_file(path: Path, copy_to: Path | None = None) -> Entry:
-    """Hash a file in one pass; the same pass writes its copy where `copy_to` is given."""
+def hash_file(path: Path) -> Entry:
+    """Hash a file in one pass."""
     sha256, blob, size = hashlib.sha256(), xxhash.xxh3_128(), 0
-    with open(path, "rb") as file, open(copy_to, "wb") if copy_to else contextlib.nullcontext() as copy:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            blob.update(block)
-            size += len(block)
-            if copy:
-                copy.write(block)
+    for block in _blocks(path):
+        sha256.update(block)
+        blob.update(block)
+        size += len(block)
     return Entry(size, sha256.hexdigest(), format(blob.intdigest(), "x"))
+
+
+def blob_of(path: Path) -> str:
+    """Oxen's name for a file's content.
+
+    Thirty times as fast as SHA-256, and its 128 bits tell damage as surely; against forgery neither would help, since
+    who can write the repository can write its manifests.
+    """
+    blob = xxhash.xxh3_128()
+    for block in _blocks(path):
+        blob.update(block)
+    return format(blob.intdigest(), "x")
+
+
+def _blocks(path: Path) -> Iterator[memoryview]:
+    """The file in pieces, all in one piece of memory: a new one each time would cost more than the reading."""
+    memory = memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(memory):
+            yield memory[:count]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -150,15 +166,17 @@ def lay(repo: Path, paths: Iterable[str], tree: Tree, ours: list[Tree]) -> None:
 
 
 def copy_blob(repo: Path, entry: Entry, target: Path) -> Entry:
-    """Copy content out of the version store to `target`; returns what was found there, hashed in the same pass."""
+    """Copy content out of the version store to `target`; returns what was found there. `target` is written only when
+    that is `entry`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     try:
-        found = hash_file(blob_path(repo, entry.blob), copy_to=temporary)
+        shutil.copyfile(blob_path(repo, entry.blob), temporary)  # inside the kernel: a fifth of reading and writing
+        if blob_of(temporary) != entry.blob:
+            return hash_file(temporary)
         os.chmod(temporary, 0o644)
-        if found == entry:
-            os.replace(temporary, target)
-        return found
+        os.replace(temporary, target)
+        return entry
     finally:
         temporary.unlink(missing_ok=True)
 
