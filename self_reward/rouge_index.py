@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from rapidfuzz.distance import LCSseq
 
 BLOCK = 2048  # texts that are compared at once
 PAIRS = 1 << 18  # pairs that are looked at at once: arrays of this size stay in the processor's cache
+WORKERS = len(os.sched_getaffinity(0))
 FIRST_ORDER = 4096  # texts after which features are first ordered by how often they occur
 _HAIR = 1e-6  # a bound that rounding puts just above a whole number must not lose a match
 
@@ -73,7 +74,7 @@ class RougeIndex:
         self._runs: list[_Run] = []
         self._order = np.zeros(0, np.int64)
         self._next_order = FIRST_ORDER
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # numpy lets other threads run
+        self._pool = ThreadPoolExecutor(WORKERS)  # numpy lets other threads run
 
     def add(self, texts: Sequence[str]) -> None:
         """Put `texts` into the index as they are."""
@@ -97,15 +98,13 @@ class RougeIndex:
         block = self._block(features, sizes)
         near = np.zeros(len(texts), bool)
         for run in self._runs:
-            row, other = self._candidates(block, run.postings)
-            row, other = row[~near[row]], other[~near[row]]
-            similar = self._similar([encoded[i] for i in row], [self._texts[i] for i in other])
-            near[row[similar]] = True
-        row, other = self._candidates(block, self._post(0, block))
-        earlier = (other < row) & ~near[row] & ~near[other]
-        row, other = row[earlier], other[earlier]
-        similar = self._similar([encoded[i] for i in row], [encoded[i] for i in other])
-        for i, j in sorted(zip(row[similar].tolist(), other[similar].tolist(), strict=True)):
+            for row, _ in self._pairs(encoded, block, run.postings, self._texts, lambda row, other: ~near[row]):
+                near[row] = True
+        inside = self._pairs(
+            encoded, block, self._post(0, block), encoded, lambda row, other: (other < row) & ~near[row] & ~near[other]
+        )
+        earlier = [pair for row, other in inside for pair in zip(row.tolist(), other.tolist(), strict=True)]
+        for i, j in sorted(earlier):
             near[i] |= not near[j]  # in order: whether j < i is accepted is known by now
         kept = np.flatnonzero(~near)
         self._append([encoded[i] for i in kept], features[np.repeat(~near, sizes)], sizes[kept])
@@ -159,8 +158,15 @@ class RougeIndex:
             slack=block.slack[texts],
         )
 
-    def _candidates(self, block: _Block, postings: _Postings) -> tuple[Ints, Ints]:
-        """Pairs (row of `block`, number of a text in `postings`) that may be near; some come twice."""
+    def _pairs(
+        self,
+        encoded: list[str],
+        block: _Block,
+        postings: _Postings,
+        texts: list[str],
+        wanted: Callable[[Ints, Ints], NDArray[np.bool_]],
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The similar pairs (row of `block`, number in `texts`), piece by piece, of those that are `wanted` by then."""
         rows = np.repeat(np.arange(len(block.sizes), dtype=np.int32), block.kept)
         known = block.features < len(postings.start) - 1
         rows, features = rows[known], block.features[known]
@@ -168,11 +174,17 @@ class RougeIndex:
         # as many runs of postings in each piece as make PAIRS pairs, or one long run
         pieces = np.flatnonzero(np.diff(np.cumsum(counts) // PAIRS, prepend=-1))
         bounds = [*pieces.tolist(), len(rows)]
-        found = self._pool.map(
-            lambda i, j: _possible(block, postings, rows[i:j], start[i:j], counts[i:j]), bounds[:-1], bounds[1:]
-        )
-        row, text = np.concatenate([np.zeros((2, 0), np.int32), *found], axis=1)
-        return row, text
+        for first in range(0, len(pieces), WORKERS):
+            some = bounds[first : first + WORKERS + 1]
+            found = self._pool.map(
+                lambda i, j: _possible(block, postings, rows[i:j], start[i:j], counts[i:j]), some[:-1], some[1:]
+            )
+            row, other = np.concatenate(list(found), axis=1)
+            keep = wanted(row, other)
+            pairs = np.unique(row[keep].astype(np.int64) << 32 | other[keep])  # one pair often shares many features
+            row, other = pairs >> 32, pairs & 0xFFFFFFFF
+            similar = self._similar([encoded[i] for i in row], [texts[i] for i in other])
+            yield row[similar], other[similar]
 
     def _similar(self, left: list[str], right: list[str]) -> NDArray[np.bool_]:
         common = process.cpdist(left, right, scorer=LCSseq.similarity, dtype=np.int32, workers=-1).astype(float)
