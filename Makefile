@@ -59,6 +59,10 @@ bench-data: setup  ## A million rows: dedupe, 04_gen_preferences, push and pull 
 	$(PYTHON) -m bench.preferences
 	$(PYTHON) -m bench.store
 
+.PHONY: test-disk
+test-disk: setup  ## A full disk at every write of every stage, about an hour (DISK_ARGS="--only 05_dpo --step 8")
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.disk_full --keep_going $(DISK_ARGS)
+
 .PHONY: check
 check: setup  ## Format, lint, types, shell scripts, generated files
 	$(VENV)/bin/ruff format --check .

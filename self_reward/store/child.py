@@ -10,6 +10,7 @@ operation rolls it back or, where the commit had landed, completes it. What a ki
 away and staged anew, since Oxen commits a staged entry even when the kill left its content unwritten.
 """
 
+import errno
 import glob
 import importlib.util
 import json
@@ -462,6 +463,8 @@ def _commit(
     for path in staged_adds:
         stored = index.blob_path(root, adds[path].blob)
         if not stored.exists() or index.blob_of(stored) != adds[path].blob:
+            if shutil.disk_usage(root).free < adds[path].size:  # Oxen may store a part and raise nothing
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise TryAgain(f"{path} was changed while it was being committed; run again")
     if not staged_adds and not staged_removes:
         raise NoChanges("there is nothing to commit")
