@@ -67,8 +67,8 @@ class Violation(Exception):
 class Kill(NamedTuple):
     """End the loop `delay` seconds after `moment` of the stage `label`.
 
-    `moment`: start (of its program), work (its first partial result), push (its outputs are whole), commit (the store
-    writes), end (of its program).
+    `moment`: start (of its program), merge (a model is being made on the cache), work (its first partial result), push
+    (its outputs are whole), commit (the store writes), end (of its program).
     """
 
     label: str
@@ -188,6 +188,10 @@ class Loop:
         folder = self.stage_folder()
         return folder is not None and any(folder.glob("outputs/M*/*.manifest.json"))
 
+    def merging(self) -> bool:
+        """Whether adapters are being merged into a model on the cache."""
+        return any(self.cache.glob("merged/*.part"))
+
     def marked(self) -> list[int]:
         """Every living process that this start has led to."""
         wanted, found = f"{MARK}={self.mark}".encode(), []
@@ -268,6 +272,8 @@ def undisturbed(world: World) -> Reference:
         if label:
             if "work" not in seconds[label] and loop.partial():
                 seconds[label]["work"] = time.monotonic() - begun
+            if "merge" not in seconds[label] and loop.merging():
+                seconds[label]["merge"] = time.monotonic() - begun
             if "push" not in seconds[label] and loop.pushing():
                 seconds[label]["push"] = time.monotonic() - begun
         time.sleep(0.01)
@@ -286,6 +292,8 @@ def choose(rng: random.Random, reference: Reference, how: str) -> list[Kill]:
     them where the result goes to the data repository."""
     kills = []
     for label, seconds in reference.seconds.items():
+        if "merge" in seconds:
+            kills.append(Kill(label, "merge", rng.uniform(0, 0.2), how))
         push = min(1.5, seconds["end"] - seconds.get("push", 0))
         spans = {"start": seconds["end"], "work": seconds.get("push", 0) - seconds.get("work", 0)}
         spans |= {"push": push, "commit": push / 3}
@@ -310,6 +318,7 @@ def wait_for(loop: Loop, kill: Kill) -> bool:
         "start": lambda: True,
         "work": lambda: bool(loop.partial()),
         "push": loop.pushing,
+        "merge": loop.merging,
         "commit": lambda: loop.pushing() and loop.journal.exists(),
         "end": lambda: False,
     }
