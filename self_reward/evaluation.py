@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ def load_verifier(name: str) -> Verifier:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"verifier = {name}: {error}; expected module:function, importable here") from error
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise UserError(
+            f"verifier = {name}: {type(error).__name__}: {error}; expected module:function, importable here"
+        ) from error
     if not callable(found):
         raise UserError(f"verifier = {name}: not a function")
     return found
@@ -81,12 +85,23 @@ def measure(
 
 
 def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
-    """What the verifier says of each (prompt, response), by measure; a plain number is the measure `reward`."""
+    """What the verifier says of each (prompt, response), by measure; a plain number is the measure `reward`. Raises
+    UserError where it fails or says something else than numbers."""
     columns: dict[str, list[float]] = {}
     for prompt, response in answers:
-        said = verifier(prompt, response)
-        for name, value in (said if isinstance(said, dict) else {"reward": said}).items():
-            columns.setdefault(name, []).append(float(value))
+        try:
+            said = verifier(prompt, response)
+            values = {str(k): float(v) for k, v in (said if isinstance(said, dict) else {"reward": said}).items()}
+        except Exception as error:  # whatever the user's function raises
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"the verifier fails in {place.filename}:{place.lineno} ({type(error).__name__}: {error}); expected a "
+                f"number or a dict of numbers for prompt {prompt[:200]!r} and response {response[:200]!r}"
+            ) from error
+        if not all(math.isfinite(value) for value in values.values()):
+            raise UserError(f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}")
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
     return columns
 
 

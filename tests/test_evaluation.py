@@ -31,6 +31,27 @@ def test_ranked_responses_are_matched_with_their_judgements_in_order():
     assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("verifier", "said"),
+    [
+        (lambda p, r: 1 / 0, r"test_evaluation.py:\d+ .ZeroDivisionError: .*prompt 'a' and response 'x'"),
+        (lambda p, r: "good", "ValueError: could not convert.*'good'"),
+        (lambda p, r: None, "TypeError"),
+        (lambda p, r: {"reward": float("nan")}, "says {'reward': nan} of prompt 'a'"),
+    ],
+)
+def test_a_verifier_that_fails_is_the_users_error(verifier, said):
+    with pytest.raises(UserError, match=said):
+        evaluation.verified(verifier, [("a", "x")])
+
+
+def test_a_verifiers_module_may_raise_anything_when_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "verifier_with_a_slip.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="verifier = verifier_with_a_slip:f: SyntaxError"):
+        evaluation.load_verifier("verifier_with_a_slip:f")
+
+
 @pytest.mark.parametrize("name", ["nothing", "no.such.module:f", "math:no_such", "math:pi"])
 def test_a_verifier_that_is_not_there_is_named(name):
     with pytest.raises(UserError, match=f"verifier = {name}"):

@@ -112,6 +112,7 @@ def test_judgements_that_do_not_have_the_rubrics_form_are_refused():
         (lambda text: text.replace("for", "of"), "for", "of p. Score"),
         (lambda text: text.replace("Score", "Points"), "Score: <total points>", "Points: <total points>"),
         (lambda text: text + " Thanks!", None, "Thanks!"),
+        (lambda text: "Please " + text, "judge <response>", "Please judge"),
         (lambda text: text[:-8], "points>", "nothing"),
         (lambda text: "", "judge", "nothing"),
     ],
