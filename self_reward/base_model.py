@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 
 log = logging.getLogger(__name__)
@@ -343,16 +344,19 @@ def _hub_folder(source: str, *, trust_remote_code: bool) -> Path:
         return cached
     patterns = [f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES | ({".py"} if trust_remote_code else set()))]
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=commit,
-                endpoint=os.environ.get("HF_ENDPOINT"),
-                token=_token(),
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],  # original/ and onnx/ folders hold the same weights again
+        with disk.explained(_hub_cache(name).parent):
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=commit,
+                    endpoint=os.environ.get("HF_ENDPOINT"),
+                    token=_token(),
+                    allow_patterns=patterns,
+                    ignore_patterns=["*/*"],  # original/ and onnx/ folders hold the same weights again
+                )
             )
-        )
+    except TryAgain:
+        raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:
