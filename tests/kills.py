@@ -358,14 +358,16 @@ def end(loop: Loop, how: str, counts: Counts) -> Killed:
     if how == "KILL":
         loop.kill_all()
     else:
+        seconds = SECONDS_TO_END if how in SIGNALS else 60.0
         begun = time.monotonic()
         send(target, SIGNALS.get(how, signal.SIGKILL))
         try:
-            code = loop.process.wait(timeout=SECONDS_TO_END)
+            code = loop.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             loop.kill_all()
-            raise Violation(f"not ended {SECONDS_TO_END:g} s after {how}") from None
-        counts.slowest = max(counts.slowest, time.monotonic() - begun)
+            raise Violation(f"not ended {seconds:g} s after {how}") from None
+        if how in SIGNALS:
+            counts.slowest = max(counts.slowest, time.monotonic() - begun)
         # a negative one: the shell had not come to its handlers yet; 0: it had nothing left to do
         if code not in (CODES[how], 0) and not (code == -SIGNALS.get(how, 0) and label == "between stages"):
             raise Violation(f"{how} during {label} gave exit code {code}:\n{loop.output[-2000:]}")
@@ -732,7 +734,7 @@ def main() -> int:
         print(f"everything is still in {folder}")
         return 1
     print(f"\n{table(counts)}\nfailures: 0 in {time.monotonic() - begin:.0f} s")
-    if arguments.signal != "KILL":
+    if arguments.signal in SIGNALS:
         print(f"slowest end after {arguments.signal}: {counts.slowest:.2f} s (allowed {SECONDS_TO_END:g})")
     if not arguments.folder:
         shutil.rmtree(folder)
