@@ -157,12 +157,14 @@ class Loop:
 
     def running(self) -> str | None:
         """The program that runs now: plan, M0 00_sft, ... None: none does just now."""
-        for words in map(command_line, children(self.process.pid)):
-            for word in words[1:2]:
-                if word.endswith(".py") and Path(word).parent == self.world.stages:
-                    name = Path(word).stem
-                    return name if name == "plan" else f"M{words[words.index('--iteration') + 1]} {name}"
-        return None
+        return next(filter(None, map(self.program, map(command_line, children(self.process.pid)))), None)
+
+    def program(self, words: list[str]) -> str | None:
+        """Which of the stages' programs this command line runs, None for any other."""
+        script = Path(words[1]) if len(words) > 1 else Path()
+        if script.suffix != ".py" or script.parent != self.world.stages:
+            return None
+        return script.stem if script.stem == "plan" else f"M{words[words.index('--iteration') + 1]} {script.stem}"
 
     def stage_folder(self) -> Path | None:
         """The folder of uncommitted work; there is one at most, since one stage runs at a time."""
@@ -383,14 +385,14 @@ def end(loop: Loop, how: str, counts: Counts) -> Killed:
 
 
 def _only(loop: Loop, how: str) -> int:
-    """The process to signal; for OXEN the next one that runs."""
-    while how == "OXEN" and loop.process.poll() is None:
-        for stage in children(loop.process.pid):
-            for pid in children(stage):
-                if "self_reward.store.child" in command_line(pid):
-                    return pid
-    if how == "STAGE":
-        return next(iter(children(loop.process.pid)), loop.process.pid)
+    """What to signal; for STAGE and OXEN the process of that kind that runs or comes next."""
+    if how in ("STAGE", "OXEN"):
+        while loop.process.poll() is None:
+            stages = [pid for pid in children(loop.process.pid) if loop.program(command_line(pid))]
+            oxen = [p for pid in stages for p in children(pid) if "self_reward.store.child" in command_line(p)]
+            if found := stages if how == "STAGE" else oxen:
+                return found[0]
+            time.sleep(0.002)
     return -loop.process.pid if how in ("INT", "GROUP") else loop.process.pid
 
 
