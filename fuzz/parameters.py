@@ -26,10 +26,6 @@ PIECES = NAMES + VALUES + SHAPES
 path = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None), "p.yaml")
 
 
-def piece(data: bytes, at: int) -> str:
-    return PIECES[int.from_bytes(data[at : at + 1]) % len(PIECES)]
-
-
 def check(data: bytes) -> None:
     """The first byte says the stage, the second which sources there are, the rest what stands in them."""
     if len(data) < 4:
@@ -61,11 +57,16 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    found = [bytes([stage, kind, i % 256, (5 * i) % 256, i // 2, (3 * i) % 256]) for i, (stage, kind) in
-             enumerate((stage, kind) for stage in range(len(STAGES)) for kind in range(8))]  # fmt: skip
-    return found + [
-        bytes([0, 2]) + text.encode() for text in ("judge_votes: 3\nseed: 1\n", "prompt_keywords: [a, b]\n")
-    ]
+    found = [b"\0\2judge_votes: 3\nseed: 1\n", b"\0\2prompt_keywords: [a, b]\n"]
+    for stage in range(len(STAGES)):
+        found += [
+            bytes([stage, kind, 8 * stage + kind, 5 * kind, 4 * stage, 3 * stage + 24 * kind]) for kind in range(8)
+        ]
+    for value in range(len(VALUES)):  # every value for every name once, ten names a file
+        for first in range(0, len(NAMES), 10):
+            names = range(first, min(first + 10, len(NAMES)))
+            found.append(bytes([0, 4 * (value % 2)]) + b"".join(bytes([name, value]) for name in names))
+    return found
 
 
 run(check, seeds())
