@@ -119,6 +119,8 @@ def _pull_beside(source: str, folder: Path, pull: Callable[[str, Path], object],
 
 def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
     """Everything that keeps `folder` from being a model that is loaded without running anybody's code."""
+    if folder.exists() and not folder.is_dir():
+        return [f"{folder}: a file; expected the folder of a model, with config.json, *.safetensors and a tokenizer"]
     if not folder.is_dir():
         return [f"{folder}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer"]
     names = {path.name for path in folder.iterdir() if path.is_file()}

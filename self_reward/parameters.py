@@ -484,6 +484,8 @@ def _folders(values: dict[str, Any]) -> list[str]:
                 f"{name} {values[name]} is inside the data repository {values['data_repo']}, which would commit it; "
                 "choose a place outside it"
             )
+        elif file := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+            found.append(f"{name} {values[name]}: {file} is no folder")
         elif name.endswith("_dir") and exists and not is_dir:
             found.append(f"{name} {values[name]} is a file; expected a folder")
         elif name.endswith("_file") and is_dir:

@@ -228,7 +228,7 @@ MODELS = {
         [f"{INDEX} are missing: model-00002.safetensors"],
     ),
     "a config of nonsense": (change_model(lambda m: (m / "config.json").write_text("{")), ["config.json: not JSON"]),
-    "a file": (change_model(lambda m: (shutil.rmtree(m), m.write_text("x"))), ["no such folder"]),
+    "a file": (change_model(lambda m: (shutil.rmtree(m), m.write_text("x"))), ["a file; expected the folder"]),
     "nothing": (change_model(lambda m: shutil.rmtree(m)), ["no such folder"]),
 }  # fmt: skip
 

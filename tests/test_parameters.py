@@ -111,6 +111,9 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
         found, ("inside the data", "is a file", "is a folder", "is a folder", "each"), strict=True
     ):
         assert word in problem
+    assert problems_of("--cache_dir", f"{tmp_path}/file/x/y") == [
+        f"cache_dir {tmp_path}/file/x/y: {tmp_path}/file is no folder"
+    ]
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in ("~no-such-user/x", "a\0b", str(tmp_path / "loop"), "x" * 5000):
         for name in ("data_repo", "work_dir"):
