@@ -461,10 +461,12 @@ def _commit(
             "were they changed meanwhile, or named in .oxenignore?"
         )
     for path in staged_adds:
-        stored = index.blob_path(root, adds[path].blob)
-        if not stored.exists() or index.blob_of(stored) != adds[path].blob:
-            if shutil.disk_usage(root).free < adds[path].size:  # Oxen may store a part and raise nothing
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if not _is_stored(root, adds[path]):
+            # of a folder's files Oxen leaves out without a word what it could not store: alone it says why
+            oxen.add(glob.escape(str(root / path)))
+        if not _is_stored(root, adds[path]):
+            if index.hash_file(root / path) == adds[path]:
+                raise OSError(errno.ENOSPC, f"Oxen did not store {path} whole")
             raise TryAgain(f"{path} was changed while it was being committed; run again")
     if not staged_adds and not staged_removes:
         raise NoChanges("there is nothing to commit")
@@ -477,6 +479,11 @@ def _commit(
         index.remember(root, path, adds[path], stats)
     index.write_stats(root, stats)
     return commit
+
+
+def _is_stored(root: Path, entry: Entry) -> bool:
+    stored = index.blob_path(root, entry.blob)
+    return stored.exists() and index.blob_of(stored) == entry.blob
 
 
 def _together(root: Path, adds: Tree, removes: list[str]) -> list[str]:
