@@ -373,6 +373,10 @@ def test_a_running_oxen_operation_keeps_the_lock_when_its_parent_is_killed(repo)
     process.wait()
     with open(repo / ".oxen/self_reward/lock") as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(
+        TryAgain, match=f"an Oxen operation, not ended yet, of process {process.pid} .* which has ended"
+    ):
+        store_of(repo, lock_timeout=0).resolve()
     snapshot = store_of(repo).resolve()
     assert len(snapshot.log) == 1 and "M0/train/big.bin" in snapshot.files
 

@@ -178,12 +178,12 @@ class LocalStore:
             os.close(descriptor)
 
     def _held(self, path: Path) -> str:
-        holder = index.read_json(path) or {}
-        who = (
-            f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"
-            if holder
-            else "another process"
-        )
+        holder = index.read_json(path)
+        who = "another process"
+        if holder:
+            who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"
+            if holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['pid']}").exists():
+                who = f"an Oxen operation, not ended yet, of {who}, which has ended"
         return f"data repository {self.root} is held by {who}; waited lock_timeout = {self.lock_timeout:g} s"
 
 
