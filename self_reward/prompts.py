@@ -197,7 +197,7 @@ class PromptFilter:
             raise UserError(f"similarity {similarity} found, expected more than 0 and at most 1")
         try:
             self._pattern = re.compile(pattern) if pattern else None
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UserError(f"prompt_pattern {pattern!r} is not a regular expression: {error}") from None
         words = "|".join(re.escape(word) for word in keywords)
         self._keywords = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
