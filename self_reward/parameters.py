@@ -520,7 +520,6 @@ def _read_flags(model: type[Run], doc: str, argv: list[str], problems: list[str]
             f"--{name}",
             metavar=type_name(field),
             help=f"{' '.join((field.description or '').split())} (default: {shown(field.default)})".replace("%", "%%"),
-            action="append",
             **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
         )
     known, unknown = parser.parse_known_args(argv)
@@ -533,12 +532,9 @@ def _read_flags(model: type[Run], doc: str, argv: list[str], problems: list[str]
             problems.append(f"unknown parameter --{name}{nearest(name)}")
         elif i == 0 or not unknown[i - 1].startswith("--"):
             problems.append(f"unexpected word {word!r} on the command line")
-    given = vars(known)
+    given = vars(known)  # of a flag that is given twice the last one counts, so that scripts' flags can be overridden
     file = given.pop("parameter_file")
-    for name, words in given.items():
-        if len(set(words)) > 1:
-            problems.append(f"--{name} is given twice: {words[0]} and {words[1]}; keep one")
-    return {name: words[-1] for name, words in given.items()}, file
+    return given, file
 
 
 def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:

@@ -342,7 +342,6 @@ def test_a_parameter_file_that_cannot_be_read(here, content):
         (["--max_pairs", "3"], "max_pairs = 3 needs 6 responses"),
         (["--min_margin", "5"], "scores differ by 5 at most"),
         (["--iteration", "1"], "iteration is for one stage"),
-        (["--seed", "1", "--seed", "2"], "--seed is given twice: 1 and 2"),
         (["--iterations", "0"], "iterations = '0'"),
         (["--data_repo"], "expected one argument"),
         (["M0"], "unexpected word 'M0'"),

@@ -82,14 +82,13 @@ def test_a_broken_parameter_file_is_named(tmp_path, content):
     assert "broken.yaml" in problems_of("--parameter_file", str(file))[0]
 
 
-def test_a_name_twice_in_a_parameter_file_or_on_the_command_line_is_refused(tmp_path):
+def test_a_name_twice_in_a_parameter_file_is_refused_and_of_two_flags_the_last_counts(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("seed: 1\njudge_votes: 2\nseed: 1\n")
     assert problems_of("--parameter_file", str(file), "--seed", "3", "--seed", "4") == [
-        "--seed is given twice: 3 and 4; keep one",
         f"parameter file {file} gives seed more than once; keep one",
     ]
-    assert parameters.parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "3"], {}).seed == 3
+    assert parameters.parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "4"], {}).seed == 4
 
 
 def test_contradictions_are_said_beside_values_that_are_bad_alone_but_not_about_them():
