@@ -223,8 +223,13 @@ def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:
     if remembered_file and changed:
         remembered_file.parent.mkdir(parents=True, exist_ok=True)
         temporary = remembered_file.with_name(f"{remembered_file.name}.{os.getpid()}.part")
-        temporary.write_text(json.dumps({path: known for path, known in remembered.items() if os.path.exists(path)}))
-        temporary.replace(remembered_file)
+        try:
+            temporary.write_text(
+                json.dumps({path: known for path, known in remembered.items() if os.path.exists(path)})
+            )
+            temporary.replace(remembered_file)
+        finally:
+            temporary.unlink(missing_ok=True)
     return total.hexdigest()
 
 

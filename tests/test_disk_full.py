@@ -26,7 +26,7 @@ def namespace():
 
 @pytest.mark.parametrize(
     ("steps", "disks", "step"),
-    [("plan,04_gen_preferences", "all", 40), ("02_gen_responses", "work,inodes", 40)],
+    [("04_gen_preferences", "all", 40), ("02_gen_responses", "work,inodes", 40)],
 )
 def test_a_stage_on_a_full_disk_ends_with_75_and_goes_on_when_there_is_room(namespace, steps, disks, step):
     command = [sys.executable, "-m", "tests.disk_full", "--only", steps, "--disks", disks, "--step", str(step)]
