@@ -617,6 +617,7 @@ def _leftovers(loop: Loop, head: dict[str, str]) -> list[str]:
     versions = loop.data / ".oxen" / "versions"
     found += [path for path in versions.rglob("*") if path.is_file() and path.name != "data"]
     found += [path for path in (loop.data / ".oxen" / "staged").rglob("*") if path.is_file()]
+    found += _unreferred(loop)
     found += [path for path in (loop.cache / "work").rglob("*") if not path.is_dir()]
     found += [path for path in loop.cache.rglob("*.part")]
     found += [path for path in loop.cache.glob("merged/*") if path.is_dir() and not (path / ".complete").exists()]
@@ -627,19 +628,15 @@ def _leftovers(loop: Loop, head: dict[str, str]) -> list[str]:
     return [f"left over: {path}" for path in found]
 
 
-def orphans(loop: Loop) -> tuple[int, int]:
-    """Contents in the version store that no commit refers to: number and bytes."""
+def _unreferred(loop: Loop) -> list[Path]:
+    """Contents in the version store that no commit refers to."""
     referred = {
         entry.blob
         for path in (index.folder(loop.data) / "trees").glob("*.json")
         for entry in (index.read_tree(loop.data, path.stem) or {}).values()
     }
-    sizes = [
-        path.stat().st_size
-        for path in (loop.data / ".oxen" / "versions" / "files").glob("*/*/data")
-        if path.parent.parent.name + path.parent.name not in referred
-    ]
-    return len(sizes), sum(sizes)
+    stored = (loop.data / ".oxen" / "versions" / "files").glob("*/*/data")
+    return [path for path in stored if path.parent.parent.name + path.parent.name not in referred]
 
 
 # ---- the program
@@ -676,8 +673,7 @@ def play(loop: Loop, kills: list[Kill], reference: Reference, counts: Counts, te
     except Violation as violation:
         raise Violation(f"{loop.name} ({words}): {violation}") from violation
     counts.loops += 1
-    number_of, size = orphans(loop)
-    tell(f"{loop.name}: whole; {number_of} contents without a commit in the version store, {size:,} bytes")
+    tell(f"{loop.name}: whole")
     return done
 
 

@@ -273,7 +273,7 @@ def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_us
     os.utime(orphan, (0, 0))
     with open(lock_of(used)) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        code, out, err = run(repo)
+        code, _, err = run(repo)
     assert code == 0, err
     assert sorted(own.iterdir()) == sorted([used, lock_of(used), young, lock_of(young)])
     assert f"removed {old}: uncommitted work that nobody touched for 15 days" in err and err.count("removed ") == 1

@@ -416,6 +416,48 @@ def test_a_sigkill_at_any_moment_is_repaired_by_the_next_run(repo, tmp_path):
     assert killed >= rounds // 2
 
 
+def test_the_content_of_an_undone_push_is_removed(repo, tmp_path):
+    """On a GPU no two runs write the same bytes: each kill would leave a whole checkpoint that nothing refers to."""
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[3])\n"
+        "from test_store import push, store_of\n"
+        "from pathlib import Path\n"
+        "files = {f'M0/generated/{i}.jsonl': os.urandom(5_000_000).hex() for i in range(4)}\n"
+        "store = store_of(sys.argv[1]); head = store.resolve()\n"
+        "push(store, Path(sys.argv[2]), files, key='1f', expected_head=head.commit)\n"
+    )
+    store_of(repo).resolve()
+    journal = repo / ".oxen/self_reward/journal.json"
+    command = [sys.executable, "-c", script, str(repo), str(tmp_path / "out"), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while process.poll() is None and not _some_new(repo, journal):
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _some_new(repo, journal)  # else the kill came too late to show anything
+    assert len(store_of(repo).resolve().log) == 1
+    _assert_nothing_unreferred(repo)
+    subprocess.run(command, env=environment, check=True)
+    assert [commit.key for commit in store_of(repo).resolve().log] == ["1f", None]
+    _assert_nothing_unreferred(repo)
+
+
+def _some_new(repo: Path, journal: Path) -> bool:
+    new = json.loads(_text(journal) or "{}").get("new", [])
+    return any(index.blob_path(repo, blob).exists() for blob in new)
+
+
+def _assert_nothing_unreferred(repo: Path) -> None:
+    store = store_of(repo)
+    commits = [commit.id for commit in store.resolve().log]
+    for commit in commits:
+        store.resolve(commit)
+    referred = {entry.blob for commit in commits for entry in index.read_tree(repo, commit).values()}
+    stored = {path.parent.parent.name + path.parent.name for path in (repo / ".oxen/versions/files").glob("*/*/data")}
+    assert stored == referred
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text()

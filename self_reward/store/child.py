@@ -10,6 +10,7 @@ operation rolls it back or, where the commit had landed, completes it. What a ki
 away and staged anew, since Oxen commits a staged entry even when the kill left its content unwritten.
 """
 
+import contextlib
 import errno
 import glob
 import importlib.util
@@ -118,7 +119,8 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
     _refuse_changed(root, tree, [*adds, *removes])
     touched = [path for path, entry in adds.items() if tree.get(path) != entry] + removes
     text = f"{message}\n\nkey: {key}"
-    _write_journal(root, head, text, {**{p: e for p, e in tree.items() if p not in removes}, **adds}, touched)
+    after = {**{p: e for p, e in tree.items() if p not in removes}, **adds}
+    _write_journal(root, head, text, after, touched, oxen)
     try:
         with disk.explained(root, needed=sum(adds[path].size for path in touched if path in adds)):
             for path in removes:
@@ -128,7 +130,8 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
                     index.place(source, root / path)
             commit = _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
     except BaseException:
-        _roll_back(root, head, tree)
+        with contextlib.suppress(Exception):  # the journal stays, and the next operation does it
+            _recover(root, oxen, notes)
         raise
     return {"commit": commit, "notes": notes}
 
@@ -168,15 +171,32 @@ def _recover(root: Path, oxen: Any, notes: list[str]) -> None:
         _remove_journal(root)
         notes.append(f"commit {newest.id} of an interrupted process was completed")
     else:
+        if journal["heads"] == _heads(oxen):  # else somebody may have committed by hand what is there
+            for blob in journal["new"]:
+                index.remove_blob(root, blob)
         _roll_back(root, newest.id if newest else None, _tree(root, oxen, newest.id) if newest else {})
         notes.append("what an interrupted process had not committed was undone")
 
 
-def _write_journal(root: Path, before: str | None, message: str, tree: Tree, touched: list[str]) -> None:
-    index.write_json(
-        index.folder(root) / "journal.json",
-        {"before": before, "message": message, "tree": tree, "touched": touched},
-    )
+def _write_journal(
+    root: Path, before: str | None, message: str, tree: Tree, touched: list[str], oxen: Any = None
+) -> None:
+    """What will be: the files of the commit to come, and those `touched` in the working tree. With `oxen` also the
+    contents that are `new` in the version store, to be removed from there when it comes to nothing."""
+    blobs = {tree[path].blob for path in touched if path in tree} if oxen else set()
+    journal = {
+        "before": before,
+        "message": message,
+        "tree": tree,
+        "touched": touched,
+        "new": sorted(blob for blob in blobs if not index.blob_path(root, blob).exists()),
+        "heads": _heads(oxen) if oxen else {},
+    }
+    index.write_json(index.folder(root) / "journal.json", journal)
+
+
+def _heads(oxen: Any) -> dict[str, str]:
+    return {branch.name: branch.commit_id for branch in oxen.list_branches()}
 
 
 def _remove_journal(root: Path) -> None:
@@ -431,7 +451,8 @@ def accept(repo: str, branch: str, paths: list[str]) -> dict[str, Any]:
                 os.replace(new, root / name)
                 head = _commit(root, oxen, tree, adds, [], text)
         except BaseException:
-            _roll_back(root, head, tree)
+            with contextlib.suppress(Exception):
+                _recover(root, oxen, notes)
             raise
     return {"commit": head, "notes": notes}
 

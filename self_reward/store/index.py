@@ -9,6 +9,7 @@
 No Oxen here: everything is plain files, written whole and renamed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,6 +44,14 @@ def folder(repo: Path) -> Path:
 
 def blob_path(repo: Path, blob: str) -> Path:
     return repo / ".oxen" / "versions" / "files" / blob[:2] / blob[2:] / "data"
+
+
+def remove_blob(repo: Path, blob: str) -> None:
+    """Remove a content from the version store, where nothing refers to it."""
+    where = blob_path(repo, blob).parent
+    shutil.rmtree(where, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others begin with the same two digits
+        where.parent.rmdir()
 
 
 def hash_file(path: Path) -> Entry:
