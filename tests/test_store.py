@@ -443,6 +443,31 @@ def test_the_content_of_an_undone_push_is_removed(repo, tmp_path):
     _assert_nothing_unreferred(repo)
 
 
+def test_a_failure_right_after_the_commit_does_not_undo_it(repo, tmp_path):
+    """A full disk at the first write after Oxen's commit: the working tree went back to the old files once, and the
+    next run took them for changed by hand."""
+    head = store_of(repo).resolve()
+    (tmp_path / "M0/generated").mkdir(parents=True)
+    (tmp_path / "M0/generated/prompts.jsonl").write_text("new")
+    script = (
+        "import errno, sys\n"
+        "from self_reward.store import child, index\n"
+        "def fail(root, commit, tree):\n"
+        "    if commit != sys.argv[3]: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "index.write_tree = fail\n"
+        "files = {'M0/generated/prompts.jsonl': sys.argv[2]}\n"
+        "child.push(sys.argv[1], 'main', files, 'ab', 'M0 test', sys.argv[3])\n"
+    )
+    command = [sys.executable, "-c", script, str(repo), str(tmp_path / "M0/generated/prompts.jsonl"), head.commit]
+    environment = {**os.environ, "OXEN_CONFIG_DIR": str(tmp_path / "config")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0 and "the disk is full" in ended.stderr
+    assert (repo / "M0/generated/prompts.jsonl").read_text() == "new"
+    snapshot = store_of(repo).resolve()
+    assert [commit.key for commit in snapshot.log] == ["ab", None] and "was completed" in str(snapshot.notes)
+    assert (repo / "M0/generated/prompts.jsonl").read_text() == "new"
+
+
 def _some_new(repo: Path, journal: Path) -> bool:
     new = json.loads(_text(journal) or "{}").get("new", [])
     return any(index.blob_path(repo, blob).exists() for blob in new)
