@@ -400,7 +400,11 @@ def parse(stage: str, doc: str, argv: Sequence[str] | None = None, environment: 
     for name, (_, source) in sources.items():
         if name not in Plan.model_fields:
             problems.append(f"unknown parameter {name[:200]} (from {source}){nearest(name)}")
-    values = {name: _empty_is_none(value) for name, (value, _) in sources.items() if name in model.model_fields}
+    values = {
+        name: _read_value(value, field)
+        for name, (value, _) in sources.items()
+        if (field := model.model_fields.get(name)) is not None
+    }
     try:
         parameters = model(**values)
     except ValidationError as error:
@@ -410,7 +414,9 @@ def parse(stage: str, doc: str, argv: Sequence[str] | None = None, environment: 
         for name, detail in reversed(first.items()):
             problems.append(
                 f"{name} = {_short(detail['input'])} (from {sources[name][1]}): "
-                + detail["msg"].replace("Input should be", "must be")
+                + detail["msg"]
+                .replace("Input should be", "must be")
+                .replace("a valid list", 'a JSON list such as ["map"]')
             )
         bad = {str(detail["loc"][0]) for detail in error.errors()}
         parameters = model(**{name: value for name, value in values.items() if name not in bad})
@@ -579,15 +585,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _empty_is_none(value: Any) -> Any:
-    if isinstance(value, str):
-        if value in ("", "null"):
-            return None
-        if value.startswith("["):
-            try:
-                return json.loads(value)
-            except (ValueError, RecursionError):
-                return value
+def _read_value(value: Any, field: Any) -> Any:
+    """A value of any source as pydantic is to see it. JSON's true is the text `true`, as in a file: it would be 1
+    for a number. What is shown as `none` can be given so."""
+    if isinstance(value, bool):
+        return shown(value)
+    if value in ("", "null") or (value == shown(None) and field.default is None):
+        return None
+    if isinstance(value, str) and value.startswith("[") and type_name(field) == "JSON":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
     return value
 
 

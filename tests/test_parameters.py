@@ -119,6 +119,21 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
             assert f"{name} {path!r} is no path" in problems_of(f"--{name}", path)[0]
 
 
+def test_jsons_true_is_no_number_and_a_pattern_is_no_list():
+    found = problems_of(environment=environment(judge_votes=True, judge_temperature=False))
+    assert {problem.split(" (from")[0] for problem in found} == {"judge_votes = 'true'", "judge_temperature = 'false'"}
+    assert parameters.parse("03_gen_scores", "", [], environment(judge_forced_score=True)).judge_forced_score is True
+    p = parameters.parse("01_gen_prompts", "", ["--prompt_pattern", "[1]", "--prompt_keywords", '["a"]'], {})
+    assert (p.prompt_pattern, p.prompt_keywords) == ("[1]", ["a"])
+
+
+def test_what_help_shows_as_none_can_be_given():
+    p = parameters.parse("05_dpo", "", ["--dpo_max_steps", "none", "--base_model", "none"], {})
+    assert (p.dpo_max_steps, p.base_model) == (None, None)
+    assert parameters.parse("04_gen_preferences", "", ["--tie_break", "none"], {}).tie_break == "none"
+    assert "seed = 'none'" in problems_of("--seed", "none")[0]
+
+
 def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_read():
     given = environment(prompt_pattern="", max_model_len="null") | {"SEED": "7", "seed": "7"}
     p = parameters.parse("01_gen_prompts", "", ["--prompt_keywords", '["a", "b"]'], given)
