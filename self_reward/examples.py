@@ -44,6 +44,8 @@ def _example_problem(row: jsonl.Row) -> str | None:
     if not isinstance(response, str):
         if row.get("response") == "" or row.get("completion") == "":
             return "the response is empty"
+        if response is not None:
+            return f"the response is {type(response).__name__}, expected str"
         return f"no text in column response (or completion); found {jsonl.shown_columns(row)}"
     if type(row.get("source") or "") is not str:
         return f"source is {type(row['source']).__name__}, expected ift or eft"

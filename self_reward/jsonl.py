@@ -148,6 +148,8 @@ def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str,
             problem = "half of a surrogate pair (\\ud800 to \\udfff alone) stands for no character; remove it"
         elif found := _NO_NUMBER.search(line):
             problem = f"not JSON: {found[1].decode()} is no JSON number; write null, or remove the row"
+        elif line.lstrip().startswith((b"[", b"{")) and line.rstrip().endswith((b"[", b"{", b",")):
+            problem = "not JSON: it goes on in the next line; write each row as one object on one line (jq -c does)"
         else:
             problem = f"not JSON ({error}); each line must be one JSON object"
         return {}, "not_json", problem

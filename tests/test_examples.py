@@ -22,7 +22,7 @@ def test_bad_examples_are_all_named(tmp_path):
     assert [problem.removeprefix(f"{path}:").split(";")[0] for problem in caught.value.problems] == [
         "1: the prompt is empty",
         "2: no text in column response (or completion)",
-        "3: no text in column response (or completion)",
+        "3: the response is int, expected str",
         "4: the response is empty",
     ]
 
@@ -32,12 +32,14 @@ def test_lines_are_those_of_the_file_and_all_kinds_of_problems_come_together(tmp
     path.write_text(
         '\n{"prompt": "a", "response": "b"}\nx\n{"prompt": "", "response": "b"}\n{"response": "b"}\n'
         '{"prompt": "a", "response": "", "completion": ""}\n{"prompt": "a", "response": "b", "source": 3}\n'
+        '{"prompt": "a", "response": ["b"]}\n'
     )
     with pytest.raises(UserError) as caught:
         examples.read(path)
     said = [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
-    assert [line.split(":")[0] for line in said] == ["3", "4", "5", "6", "7"]
-    assert said[3:] == ["6: the response is empty", "7: source is int, expected ift or eft"]
+    assert [line.split(":")[0] for line in said] == ["3", "4", "5", "6", "7", "8"]
+    assert said[3:5] == ["6: the response is empty", "7: source is int, expected ift or eft"]
+    assert said[5] == "8: the response is list, expected str"
     path.write_text('\n{"prompt": "a", "response": "b"}\n')
     assert examples.read(path)[0].line == 2
 

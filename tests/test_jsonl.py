@@ -78,6 +78,8 @@ def test_a_row_of_any_length_is_refused_without_being_in_memory(tmp_path, monkey
         (b'{"a": -Infinity}', "Infinity is no JSON number"),
         (b'{"a": 1e999}', "not JSON (Number out of range"),
         (b'{"a": "x"', "not JSON (Input data was truncated)"),
+        (b"[", "not JSON: it goes on in the next line; write each row as one object on one line"),
+        (b' {"a": "x", ', "not JSON: it goes on in the next line"),
         (b'{"a": "x"} {}', "not JSON (JSON is malformed: trailing characters"),
         (b'{"a": "\\udc00"}', "half of a surrogate pair"),
         (b'{"a": "x\xffy"}', "not UTF-8 at byte 8"),
