@@ -44,7 +44,10 @@ trap 'end 143' TERM HUP
 trap 'end 130' INT
 
 # What plan and the stages tell this script, in a file without a name, so that not even kill -9 leaves it lying about.
-told=$(mktemp)
+told=$(mktemp) || {
+  echo "try again: no file could be made in ${TMPDIR:-/tmp}; make room there, or set TMPDIR to another folder" >&2
+  exit 75
+}
 exec 3<>"$told"
 rm "$told"
 told=/dev/fd/3
@@ -59,11 +62,11 @@ wait_for() { # wait_for NAME: for the program begun last; ends the run with its 
 }
 
 # Checks every parameter and the data before anything is run, and hands the parameters on to the stages.
-"$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start" >"$told" &
+"$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start" >|"$told" &
 wait_for plan
 iterations='' data_repo=''
 eval "$(cat "$told")"
-: >"$told"
+: >|"$told"
 
 run() {
   "$PYTHON" "$stages/$1.py" --iteration "$2" --stop_file "$told" &

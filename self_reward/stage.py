@@ -498,7 +498,7 @@ def _remove_abandoned(own: Path) -> None:
     other parameters, when nobody has touched them for ABANDONED_DAYS. Says so when much of them is left."""
     left = 0
     for folder in sorted({entry.with_suffix("") for entry in own.parent.glob("*")} - {own}):
-        states = [path.lstat() for path in folder.rglob("*")] + ([folder.lstat()] if folder.exists() else [])
+        states = _states(folder)
         days = (time.time() - max((state.st_mtime for state in states), default=0)) / 86400
         if days < ABANDONED_DAYS:
             left += sum(state.st_blocks * 512 for state in states)
@@ -508,6 +508,16 @@ def _remove_abandoned(own: Path) -> None:
         log.info(
             "uncommitted work of other runs takes %.1f GB in %s; remove what is not wanted", left / 1e9, own.parent
         )
+
+
+def _states(folder: Path) -> list[os.stat_result]:
+    """What is known of `folder` and all in it, less what the process that works there removes meanwhile."""
+    states = []
+    for where, _, names in os.walk(folder):
+        for path in [where, *(os.path.join(where, name) for name in names)]:
+            with contextlib.suppress(FileNotFoundError):
+                states.append(os.lstat(path))
+    return states
 
 
 def _lock_or_say_who(file: IO[str], lock: Path) -> None:

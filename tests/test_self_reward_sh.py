@@ -73,6 +73,16 @@ def test_a_stop_ends_the_run_well(stages):
     assert lines[-1] == "stopped after M1 03_gen_scores: enough" and "M1 04_gen_preferences" not in lines
 
 
+def test_options_of_the_users_shell_change_nothing(stages):
+    code, lines, err = run(stages, SHELLOPTS="noclobber", STOP="M1 00_sft")
+    assert (code, lines[-1]) == (0, "stopped after M1 00_sft: enough"), err
+
+
+def test_no_room_for_a_temporary_file_is_try_again(stages, tmp_path):
+    code, lines, err = run(stages, TMPDIR=str(tmp_path / "nowhere"))
+    assert (code, lines) == (75, []) and f"no file could be made in {tmp_path}/nowhere" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("group", [False, True])
 def test_a_signal_ends_the_script_and_its_stage_at_once(stages, number, group):

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -278,6 +279,48 @@ def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_us
     assert sorted(own.iterdir()) == sorted([used, lock_of(used), young, lock_of(young)])
     assert f"removed {old}: uncommitted work that nobody touched for 15 days" in err and err.count("removed ") == 1
     assert (young / "partial" / "rows").exists()
+
+
+def test_a_running_neighbour_may_remove_files_while_abandoned_work_is_looked_for(tmp_path, monkeypatch):
+    """A training that removes its older checkpoints ended another stage with a traceback."""
+    from self_reward import stage
+
+    rows = tmp_path / "neighbour/partial/rows"
+    rows.parent.mkdir(parents=True)
+    rows.touch()
+
+    def after_removal(look):
+        def removed_first(path, **keywords):
+            if str(path) == str(rows):
+                rows.unlink(missing_ok=True)
+            return look(path, **keywords)
+
+        return removed_first
+
+    monkeypatch.setattr(os, "stat", after_removal(os.stat))
+    monkeypatch.setattr(os, "lstat", after_removal(os.lstat))
+    stage._remove_abandoned(tmp_path / "own")
+    assert rows.parent.exists() and not rows.exists()
+
+
+def test_an_accepted_file_counts_as_what_its_stage_wrote(repo):
+    def changed(content: str) -> None:
+        (repo / PREFERENCES).write_text(content)
+        code, _, err = run(repo)
+        assert code == 2
+        words = re.findall(r"self-reward (accept .*)", err)[0].split()
+        command = [sys.executable, "-m", "self_reward.cli", *words]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+
+    assert run(repo)[0] == 0
+    changed("mine\n")
+    code, out, err = run(repo, body="raise RuntimeError('not skipped')")
+    assert code == 0 and "skipped" in out and (repo / PREFERENCES).read_text() == "mine\n", err
+    assert run(repo, "--min_margin", "0.5")[0] == 0
+    code, out, err = run(repo, body="raise RuntimeError('not skipped')")
+    assert code == 0 and "skipped" in out and (repo / PREFERENCES).read_text() == "mine\n", err
+    assert run(repo, "--force")[0] == 0
+    assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
 
 
 def test_much_uncommitted_work_of_other_runs_is_told(repo):

@@ -443,6 +443,31 @@ def test_the_content_of_an_undone_push_is_removed(repo, tmp_path):
     _assert_nothing_unreferred(repo)
 
 
+@pytest.mark.parametrize("branch", ["main", "new"])
+def test_the_content_of_an_undone_push_stays_when_it_was_committed_by_hand_meanwhile(repo, tmp_path, branch):
+    head = store_of(repo).resolve().commit
+    (tmp_path / "prompts").write_text("new")
+    killed = (
+        "import os\n"
+        "from self_reward.store import child\n"
+        "child._is_stored = lambda *_: os.kill(os.getpid(), 9)\n"
+        f"files = {{{PROMPTS!r}: {str(tmp_path / 'prompts')!r}}}\n"
+        f"child.push({str(repo)!r}, 'main', files, 'ab', 'M0 test', {head!r})\n"
+    )
+    by_hand = (
+        f"import oxen; repo = oxen.Repo({str(repo)!r}); repo.checkout({branch!r}, create={branch == 'new'})\n"
+        f"repo.add({str(repo / 'M0')!r}); repo.commit('by hand'); repo.checkout('main')\n"
+    )
+    environment = {**os.environ, "OXEN_CONFIG_DIR": str(repo / ".oxen/self_reward/config")}
+    for script, code in ((killed, -signal.SIGKILL), (by_hand, 0)):
+        assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == code
+    store_of(repo).resolve()
+    snapshot = store_of(repo, branch=branch).resolve()
+    assert snapshot.log[0].message == "by hand"
+    store_of(repo).pull(snapshot, [PROMPTS], tmp_path / "in")
+    assert (tmp_path / "in" / PROMPTS).read_text() == (repo / PROMPTS).read_text() == "new"
+
+
 def test_a_failure_right_after_the_commit_does_not_undo_it(repo, tmp_path):
     """A full disk at the first write after Oxen's commit: the working tree went back to the old files once, and the
     next run took them for changed by hand."""
@@ -573,8 +598,10 @@ def test_links_are_followed_or_named_never_dropped(repo, tmp_path):
         store.resolve()
 
 
-def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_names(repo, tmp_path):
-    store = store_of(repo)
+@pytest.mark.parametrize("branch", ["main", "other"])
+def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_names(repo, tmp_path, branch):
+    store_of(repo).resolve()
+    store = store_of(repo, branch=branch)
     first = push(store, tmp_path / "out", {PROMPTS: "good\n", "M0/generated/more.jsonl": "more\n"})
     (repo / PROMPTS).write_text("mine\n")
     (repo / "M0/generated/more.jsonl").write_text("mine too\n")
@@ -599,6 +626,22 @@ def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_name
     with pytest.raises(UserError) as error:
         store.resolve()
     assert "self-reward accept" not in str(error.value)  # of a manifest nobody may say what it should be
+
+
+def test_accept_where_no_stage_has_run_says_so(repo):
+    with pytest.raises(NotFound, match="no stage has run there yet"):
+        store_of(repo).accept([PROMPTS])
+    assert not (repo / ".oxen").exists()
+
+
+def test_half_an_answer_of_a_killed_oxen_process_is_no_answer(repo, tmp_path, monkeypatch):
+    store_of(repo).resolve()
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf \'{"value": {"com\'; kill -9 $$\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(TryAgain, match="the Oxen operation resolve was killed"):
+        store_of(repo).resolve()
 
 
 def test_a_kill_while_a_missing_generated_file_is_given_back_leaves_no_part_of_it(repo, tmp_path):

@@ -339,13 +339,16 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
             raise UserError(f"{root} holds no files; put the training data into {root}/M0/train/ (see the README)")
         return head
     generated = _recorded_outputs(root, tree)
+    where = f"--data_repo {shlex.quote(str(root))}"
+    if head and (branch := oxen.current_branch().name) != "main":
+        where += f" --branch {branch}"
     problems = [
         f"{path} was changed after the stage that wrote it: SHA-256 recorded {tree[path].sha256}, found "
         f"{entry.sha256}. To get the recorded file back, move yours away and run again"
         + (
             ""
             if is_manifest(path)
-            else f"; to go on with yours: self-reward accept {shlex.quote(path)} --data_repo {shlex.quote(str(root))}"
+            else f"; to go on with yours: self-reward accept {shlex.quote(path)} {where}"
         )
         for path, entry in changed.items()
         if path in generated and path in tree

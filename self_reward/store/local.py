@@ -104,6 +104,8 @@ class LocalStore:
     def accept(self, paths: list[str]) -> tuple[str, list[str]]:
         """Commit generated files that the user changed on purpose as what their stages wrote; the newest commit and
         notes. Raises UserError for a path that no stage wrote."""
+        if not (self.root / ".oxen").exists():
+            raise NotFound(f"{self.root} holds nothing that a stage wrote; no stage has run there yet")
         result = self._child("accept", branch=self.branch, paths=paths)
         return result["commit"], result["notes"]
 
@@ -141,7 +143,7 @@ class LocalStore:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
-        if not answer:
+        if child.returncode or not answer:  # one that was killed may have written a part of its answer
             _raise_for_no_answer(operation, self.root, child.returncode, log.decode(errors="replace"))
         result = json.loads(answer)
         if "error" in result:
@@ -233,7 +235,7 @@ def _raise(error: dict[str, Any]) -> None:
 
 
 def _raise_for_no_answer(operation: str, root: Path, returncode: int, log: str) -> None:
-    if returncode == -signal.SIGKILL:
+    if returncode in (-signal.SIGKILL, -signal.SIGTERM):
         raise TryAgain(f"the Oxen operation {operation} was killed (out of memory?); run again")
     if returncode == -signal.SIGALRM:
         raise TryAgain(f"the Oxen operation {operation} took longer than store_timeout and was ended; run again")
