@@ -1,6 +1,6 @@
 """A gigabyte into a local data repository and out of it again: our store beside bare oxenai.
 
-    python bench/store.py --folder DIR --size_gb 1
+    python -m bench.store --folder DIR --size_gb 1
 
 Compared is what a user's own script would do with the same files on the same disk:
 - push: bare is `repo.add(path); repo.commit(text)` of files that lie in the working tree already; ours is
@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,31 +95,35 @@ def one(who: str, operation: str, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where to work; needs 5 times the size")
+    parser.add_argument("--folder", type=Path, help="where to work; default: the system's temporary folder")
     parser.add_argument("--size_gb", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     p = parser.parse_args()
-    folder = p.folder.resolve()
     if p.one:
         who, operation = p.one
-        seconds, cpu = (bare if who == "bare" else ours)(folder / who / "data", operation, folder / "source")
+        seconds, cpu = (bare if who == "bare" else ours)(p.folder / who / "data", operation, p.folder / "source")
         peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         print("\n" + json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak / 1024}))
         return
+    with tempfile.TemporaryDirectory(dir=p.folder) as folder:
+        compare(Path(folder).resolve(), p.size_gb, p.rounds)
+
+
+def compare(folder: Path, size_gb: float, rounds: int) -> None:
+    """Measure both and print the table; needs 5 times the size in `folder`."""
     import oxen
 
-    folder.mkdir(parents=True, exist_ok=True)
     oxen.user.config_user("bench", "bench@localhost", str(folder / "config/user_config.toml"))
-    print(f"{p.size_gb:g} GB, {p.rounds} rounds, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians")
+    print(f"{size_gb:g} GB, {rounds} rounds, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians")
     heads = ("", "", "bare s", "ours s", "ratio", "bare CPU s", "ours CPU s", "ratio", "bare MB", "ours MB")
     print("{:9} {:5} {:>8} {:>8} {:>6} {:>11} {:>11} {:>6} {:>8} {:>8}".format(*heads))
     for shape, count in SHAPES.items():
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
-        for number in range(p.rounds):
+        for number in range(rounds):
             for who in (("bare", "ours"), ("ours", "bare"))[number % 2]:
                 shutil.rmtree(folder / who, ignore_errors=True)
-                write_files(folder / "source", count, round(p.size_gb * 1000) * 1000 * 1000)
+                write_files(folder / "source", count, round(size_gb * 1000) * 1000 * 1000)
                 for operation in ("push", "pull"):
                     found.setdefault((who, operation), []).append(one(who, operation, folder))
                 shutil.rmtree(folder / who, ignore_errors=True)
@@ -131,7 +136,6 @@ def main() -> None:
             print(
                 "{:9} {:5} {:8.2f} {:8.2f} {:6.2f} {:11.2f} {:11.2f} {:6.2f} {:8.0f} {:8.0f}".format(*row), flush=True
             )
-    shutil.rmtree(folder / "source", ignore_errors=True)
 
 
 if __name__ == "__main__":
