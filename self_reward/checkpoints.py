@@ -113,7 +113,7 @@ def _remove_oldest(merged_dir: Path, keep: int) -> None:
     complete.sort(key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
     kept = {marker.parent for marker in complete[: max(keep, 1)]}
     for folder in [path for path in merged_dir.iterdir() if path.is_dir() and path not in kept]:
-        lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(merged_dir / f"{folder.stem.lstrip('.')}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # first, so that a kill in between leaves nothing that looks whole
@@ -172,7 +172,7 @@ def export(
 @contextlib.contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, which becomes `out` when all went well and vanishes when not."""
-    part = out.with_name(out.name + ".part")
+    part = out.with_name(f".{out.name}.part")  # hidden: OUT.part may be a folder of the user's
     shutil.rmtree(part, ignore_errors=True)
     try:
         with disk.explained(out.parent):

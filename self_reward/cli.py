@@ -7,7 +7,6 @@ self-reward accept PATH [PATH ...] --data_repo DIR    go on with generated files
 import argparse
 import itertools
 import sys
-import tempfile
 from pathlib import Path
 
 from self_reward import artifacts, disk, parameters, stage
@@ -66,8 +65,8 @@ def _export(name: str, to: Path, p: parameters.Export) -> str:
     store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
     snapshot = store.resolve(p.revision)
     inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
-    with tempfile.TemporaryDirectory(prefix="self-reward-") as folder:
-        run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, Path(folder))
+    with stage.scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
+        run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, folder)
         base, adapters = loading.chain(run, p, name)
         checkpoints.export(
             base,

@@ -178,7 +178,9 @@ def test_adapter_of_another_model(chain, tmp_path):
 
 def test_export_loads_alone_and_refuses_a_full_folder(chain, tmp_path):
     base, adapters = chain
+    (tmp_path / "out/model.part").mkdir(parents=True)  # the user's
     to = checkpoints.export(base, adapters, tmp_path / "out" / "model", cache_dir=tmp_path / "cache", keep=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "model.part"]
     assert (logits(to) - logits(merge(base, adapters, tmp_path / "cache"))).abs().max() == 0
     assert not any(path.name.startswith(".") for path in to.iterdir())
     with pytest.raises(UserError, match="not empty"):
@@ -202,14 +204,14 @@ def test_disk_full_is_try_again_and_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_of_other_merges_is_removed(chain, tmp_path):
     base, adapters = chain
-    for left in ("merged/0123.part", "merged/4567", "merged/89ab.part"):
+    for left in ("merged/.0123.part", "merged/4567", "merged/.89ab.part"):
         (tmp_path / left).mkdir(parents=True)
         (tmp_path / left / "model.safetensors").touch()
-    (tmp_path / "merged/0123.part" / checkpoints.COMPLETE).touch()  # killed just before its last rename
+    (tmp_path / "merged/.0123.part" / checkpoints.COMPLETE).touch()  # killed just before its last rename
     with open(tmp_path / "merged/89ab.lock", "w") as used:
         fcntl.flock(used, fcntl.LOCK_EX)  # a living process merges there
         merged = merge(base, adapters[:1], tmp_path, keep=1)
     assert {path for path in (tmp_path / "merged").iterdir() if path.is_dir()} == {
         merged,
-        tmp_path / "merged/89ab.part",
+        tmp_path / "merged/.89ab.part",
     }

@@ -323,6 +323,28 @@ def test_an_accepted_file_counts_as_what_its_stage_wrote(repo):
     assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
 
 
+def test_an_export_that_is_killed_leaves_nothing_that_the_next_one_does_not_remove(repo, tmp_path):
+    checkpoint = repo / "M0/models/dpo/final_checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "self_reward.json").write_text('{"finetune": "full", "parent": null, "base_model": "path:ab"}')
+    (checkpoint / "model.safetensors").touch()
+    (tmp_path / "tmp").mkdir()
+    for ending, code in ((KILLED, -signal.SIGKILL), ("(_ for _ in ()).throw(cli.UserError('no'))", 2)):
+        program = f"""
+import os, sys
+from self_reward import checkpoints, cli, stage
+checkpoints.export = lambda *_, **__: {ending}
+sys.argv[1:] = ["export", "M0/dpo", "--to", {str(tmp_path / "to")!r}, "--data_repo", {str(repo)!r},
+                "--cache_dir", {str(tmp_path)!r}]
+sys.exit(cli.main())
+"""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+        ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr
+        assert not list((tmp_path / "tmp").iterdir())
+        assert bool(leftovers(repo)) == (code != 2)
+
+
 def test_much_uncommitted_work_of_other_runs_is_told(repo):
     body = f"(run.partial / 'rows').write_bytes(bytes(3 << 20)); {KILLED}"
     assert run(repo, "--min_margin", "1", body=body)[0] == -signal.SIGKILL
