@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -144,13 +145,14 @@ def build(
     shuffle_preferences: bool = False,
     seed: int = 0,
     lowest_score: float = 0.0,
+    path: Path | str = "the scores",
     **options: Any,
 ) -> Iterator[Row]:
     """The pairs of a file of scored responses, as a stream; a prompt's rows must stand together.
 
     `counts` is filled on the way: prompts, responses, unreadable (responses without a score), pairs, and the prompts
-    without a pair by their reason. `options` are those of `pairs`. Raises UserError for a prompt_id that comes back
-    later or stands for two prompts.
+    without a pair by their reason. `options` are those of `pairs`. Raises UserError, with the file
+    `path`, for a prompt_id that comes back later or stands for two prompts.
 
     `shuffle_preferences` is the control: each text gets a random score in 0..5 that depends on `seed`, the prompt and
     the text alone, and everything else (what is dropped, rho, margin, columns) is as usual. Swapping the chosen and
@@ -160,13 +162,15 @@ def build(
     for identity, group in groupby(rows, key=_identity):
         if identity in seen:
             raise UserError(
-                f"prompt_id {identity} comes back after other prompts; the rows of a prompt must stand together: "
-                "sort the file by prompt_id, or remove rows that were added twice"
+                f"{path}: prompt_id {identity} comes back after other prompts; the rows of a prompt must stand "
+                "together: sort the file by prompt_id, or remove rows that were added twice"
             )
         seen.add(identity)
         responses = list(group)
         if any(row["prompt"] != responses[0]["prompt"] for row in responses):
-            raise UserError(f"prompt_id {identity} stands for two prompts; expected one prompt for each prompt_id")
+            raise UserError(
+                f"{path}: prompt_id {identity} stands for two prompts; expected one prompt for each prompt_id"
+            )
         unreadable = sum(not _readable(row["score"], lowest_score) for row in responses)
         counts["prompts"] += 1
         counts["responses"] += len(responses)

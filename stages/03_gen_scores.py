@@ -45,12 +45,12 @@ def work(p, run):
             for row, judged in zip(responses, judgements, strict=True)
         ),
     )
-    votes = [vote for judged in judgements for vote in judged.votes]
-    readable = sum(vote is not None for vote in votes)
+    votes = [pair for judged in judgements for pair in zip(judged.votes, judged.reasoning, strict=True)]
+    unreadable = [text for vote, text in votes if vote is None]
     run.counts["votes"] = len(votes)
-    run.counts["unreadable_votes"] = len(votes) - readable
+    run.counts["unreadable_votes"] = len(unreadable)
     run.counts["unscored_responses"] = sum(judged.score is None for judged in judgements)
-    run.details["unreadable_samples"] = [judged.reasoning[0] for judged in judgements if judged.score is None][:3]
+    run.details["unreadable_samples"] = list(dict.fromkeys(unreadable))[:3]
 
 
 def stop_rule(p, counts, details):

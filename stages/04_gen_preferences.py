@@ -34,6 +34,7 @@ def work(p, run):
         max_pairs=p.max_pairs,
         shuffle_preferences=p.shuffle_preferences,
         seed=p.seed,
+        path=run.input("scores"),
     )
     jsonl.write(run.output("preferences"), pairs)
     without = {reason: n for reason, n in counts.items() if reason not in preferences.TOTALS}

@@ -507,6 +507,11 @@ def test_stages_that_load_a_model_look_at_their_rows_first(here, program, path):
     fails(here, program, "--iteration", "1", said=[f"{path}: 1 of 1 rows are bad (missing_column 1)"])
 
 
+def test_rows_of_a_prompt_that_do_not_stand_together(here):
+    change_scores(here, json.dumps(SCORES[0]).encode() + b"\n")
+    fails(here, "04_gen_preferences", said=["M0/generated/scores.jsonl: prompt_id p0 comes back after other prompts"])
+
+
 def test_no_pairs_left(here):
     rows = [{**row, "score": 3} for row in SCORES]
     jsonl.write(here / "data/M0/generated/scores.jsonl", rows)
@@ -537,6 +542,19 @@ def test_a_judge_that_cannot_be_read_at_all(here, random_model):
         said=["none of 8 judgements holds a score that can be read (parse rate 0, expected at least 0.5)", "Samples: "],
     )  # fmt: skip
     assert len(err.split("Samples: ")[1].split("; ")) == 3
+
+
+def test_a_judge_that_can_be_read_too_seldom_is_shown_also_where_every_response_has_a_score(here, tmp_path):
+    import tiny
+
+    rows = [{"prompt_id": f"p{i}", "prompt": f"list {i}", "completion": "ant"} for i in range(2)]
+    jsonl.write(here / "data/M1/generated/responses.jsonl", rows)
+    tiny.make_tiny_model(here / "data/M0/models/dpo/final_checkpoint", hidden=8, layers=1, words=["ant", "3"])
+    user_file("texts/rubric.txt", b"judge {prompt} and {response}")(here)
+    flags = ("--rubric", "texts/rubric.txt", "--judge_votes", "16", "--judge_max_tokens", "1", "--min_parse_rate", "1")
+    ended = start("03_gen_scores", here, "--iteration", "1", "--sampler", "transformers", *flags, "--stop_file", "stop")
+    assert ended.returncode == 0 and "unscored_responses=0" in ended.stdout, ended
+    assert re.search(r"parse rate 0\.\d+ \(\d+ of 32 judgements\).*Samples: '", (here / "stop").read_text())
 
 
 def test_a_model_that_writes_no_usable_prompts(here, random_model):
