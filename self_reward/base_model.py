@@ -317,8 +317,9 @@ def _hub_commit(name: str, revision: str) -> str:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:
             raise UserError(
-                f"base_model {name}@{revision}: the hub says no ({status}); check the name and the revision, and "
-                "for a private or gated model that HF_TOKEN or HF_TOKEN_FILE is set and has been given access"
+                f"base_model {name}@{revision}: the hub says no ({status}), and no folder {name} is here; check the "
+                "name and the revision, and for a private or gated model that HF_TOKEN or HF_TOKEN_FILE is set and has "
+                "been given access"
             ) from error
         reason = f"the hub answers {status}"
     except Exception as error:  # the connection errors of several HTTP libraries; the hub's own "offline" among them
@@ -334,7 +335,10 @@ def _hub_commit(name: str, revision: str) -> str:
         commit = cached.read_text().strip()
         log.warning("%s; %s@%s is taken from the local cache: %s", reason, name, revision, commit)
         return commit
-    raise TryAgain(f"base_model {name}@{revision}: {reason}, and it is not in the local cache {cache.parent}")
+    raise TryAgain(
+        f"base_model {name}@{revision}: {reason}, it is not in the local cache {cache.parent}, and no folder {name} is "
+        "here"
+    )
 
 
 def _is_connection_error(error: Exception) -> bool:
