@@ -565,6 +565,8 @@ def _may_pass(error: BaseException) -> str:
         return "the GPU's memory is too small for this batch, or used by another process"
     if isinstance(error, MemoryError):
         return "out of memory"
+    if isinstance(error, BrokenPipeError):
+        return "what reads this program's output, or a process that it talked to, has ended"
     return ""
 
 

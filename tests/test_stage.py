@@ -181,6 +181,15 @@ def test_exit_codes_and_the_termination_log(repo, tmp_path, body, code, said):
     assert log_of(repo) == ["user data: M0/generated/scores.jsonl"]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_the_output_that_has_ended_is_no_bug(repo, unbuffered):
+    process = start(repo, PYTHONUNBUFFERED=unbuffered)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 75 and "try again: what reads this program's output" in err and "Traceback" not in err
+    assert "skipped" in run(repo)[1]
+
+
 def test_what_is_missing_or_misspelled_is_said_before_anything_runs(repo):
     code, _, err = run(repo, "--iteration", "1")
     assert code == 2 and "M1/generated/scores.jsonl" in err and "03_gen_scores" in err
