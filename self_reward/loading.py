@@ -1,5 +1,6 @@
 """What stages load: a text that is built in or in the data repository, a model's folder, its tokenizer, its sampler."""
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +163,17 @@ def training_examples(run: Run, parameters: Any, name: str = "train") -> "tuple[
     return sft_data.select(found, rubric=asked, held_out=prompts, held_out_fraction=fraction, path=run.input(name))
 
 
+def replay_pairs(run: Run, parameters: Any, count: int, name: str = "train") -> list[tuple[str, str, str]]:
+    """`count` pairs of judging examples that may be trained on, for eft_replay. Raises UserError as
+    `training_examples`, or where their scores make no pair."""
+    from self_reward import preferences
+
+    examples, _ = training_examples(run, parameters, name)
+    eft = [(row.prompt, row.response) for row in examples if row.source == "eft"]
+    low, high = parameters.score_min, parameters.score_max
+    return preferences.replay_pairs(eft, count, random.Random(run.seed), low=low, high=high)
+
+
 def seeds(run: Run, parameters: Any, name: str = "seeds") -> tuple[list[str], list[str], set[str]]:
     """(prompts to show as examples, all prompts of the seed data, held-out prompts). What is held out is not shown.
     Raises UserError with the problems of all these files together, or where no seed is left."""
@@ -182,7 +194,9 @@ def check_data(run: Run, parameters: Any) -> None:
     """Read all of the user's files that a run will read; raises UserError with the problems of all of them."""
     steps: list[Callable[[], Any]] = [lambda: rubric(run, parameters), lambda: prompt_template(run, parameters)]
     for name in run.inputs.paths:
-        if name.startswith("train:"):
+        if name.startswith("train:") and parameters.eft_replay > 0:
+            steps.append(lambda name=name: replay_pairs(run, parameters, 1, name))  # type: ignore[misc]
+        elif name.startswith("train:"):
             steps.append(lambda name=name: training_examples(run, parameters, name))  # type: ignore[misc]
         elif name.startswith("seeds:"):
             steps.append(lambda name=name: seeds(run, parameters, name))  # type: ignore[misc]

@@ -215,7 +215,10 @@ def replay_pairs(
             by_score.setdefault(score, []).append(judgement)
     if count and len(by_score) < 2:
         found = ", ".join(f"{score:g}" for score in by_score) or "no readable score"
-        raise UserError(f"EFT replay needs judgements of at least two scores; found {found} in {len(eft)} EFT rows")
+        raise UserError(
+            f"eft_replay needs judgements of at least two scores; found {found} in {len(eft)} EFT rows that may be "
+            "trained on; put more into M0/train/ift+eft.jsonl, or set eft_replay: 0"
+        )
     chosen: list[tuple[str, str, float]] = []
     while len(chosen) < count:
         chosen += rng.sample(readable, min(count - len(chosen), len(readable)))

@@ -5,23 +5,19 @@ Writes  M{k}/models/dpo/final_checkpoint, which is the start model of iteration 
 Run     python stages/05_dpo.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import random
 import sys
 
 from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import chat, loading, preferences
+    from self_reward import chat, loading
 
     rows = loading.rows(run, p, "preferences", artifacts.PREFERENCE_COLUMNS)
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
     run.counts["pairs"] = len(pairs)
     if p.eft_replay > 0:
-        kept, _ = loading.training_examples(run, p)
-        eft = [(row.prompt, row.response) for row in kept if row.source == "eft"]
-        count = round(len(pairs) * p.eft_replay / (1 - p.eft_replay))
-        replay = preferences.replay_pairs(eft, count, random.Random(run.seed), low=p.score_min, high=p.score_max)
+        replay = loading.replay_pairs(run, p, round(len(pairs) * p.eft_replay / (1 - p.eft_replay)))
         run.counts["replay_pairs"] = len(replay)
         pairs += replay
     folder = loading.model_folder(run, p, "policy")

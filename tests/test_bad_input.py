@@ -168,6 +168,15 @@ def test_the_users_data(here, name):
     fails(here, "plan", said=said)
 
 
+def test_judging_examples_that_make_no_pairs_for_replay(here):
+    """Else 05 would say so, after hours of generating."""
+    same = [{**row, "response": "Score: 3"} for row in EFT]
+    jsonl.write(here / "data" / TRAIN, [*IFT, *same])
+    fails(here, "plan", "--eft_replay", "0.1", said=["eft_replay needs judgements of at least two scores; found 3 in "])
+    jsonl.write(here / "data" / TRAIN, [*IFT, *EFT])
+    assert start("plan", here, "--eft_replay", "0.1").returncode == 0
+
+
 def test_a_stage_finds_the_same_without_plan(here):
     user_file(TRAIN, ROW + b"x\n")(here)
     fails(here, "00_sft", "--force", said=[f"error: {TRAIN}:2: not JSON"])
