@@ -345,11 +345,7 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
     problems = [
         f"{path} was changed after the stage that wrote it: SHA-256 recorded {tree[path].sha256}, found "
         f"{entry.sha256}. To get the recorded file back, move yours away and run again"
-        + (
-            ""
-            if is_manifest(path)
-            else f"; to go on with yours: self-reward accept {shlex.quote(path)} {where}"
-        )
+        + ("" if is_manifest(path) else f"; to go on with yours: self-reward accept {shlex.quote(path)} {where}")
         for path, entry in changed.items()
         if path in generated and path in tree
     ]
