@@ -6,8 +6,8 @@ in the manifest `M{k}/<stage>.manifest.json` and in the commit message, so a sta
 and loads nothing.
 
 Exit codes: 0 done, also when a stop rule fired; 2 the user must change something; 75 try again later; 1 a bug (with
-traceback); 143 ended by SIGTERM, with what is on disk kept. The last error also goes to the file $TERMINATION_LOG.
-No torch here.
+traceback); 143 ended by SIGTERM, 130 by Ctrl-C, with what is on disk kept. The last error also goes to the file
+$TERMINATION_LOG. No torch here.
 """
 
 import contextlib
