@@ -239,7 +239,7 @@ def _missing_parts(where: str, names: set[str]) -> list[str]:
         return [f"{where}: an adapter, not a model; expected the full weights (self-reward export makes such a folder)"]
     if "config.json" not in names:
         problems.append(f"{where}: no config.json; found {', '.join(sorted(names)[:10]) or 'nothing'}")
-    if not any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
+    if not names & {"model.safetensors", INDEX}:
         pickled = sorted(name for name in names if name.endswith(PICKLES))
         if pickled:
             problems.append(
@@ -248,7 +248,11 @@ def _missing_parts(where: str, names: set[str]) -> list[str]:
                 ".save_pretrained(new_dir), and copy the tokenizer files"
             )
         else:
-            problems.append(f"{where}: no weights; expected *.safetensors")
+            others = ", ".join(sorted(name for name in names if name.endswith(".safetensors"))[:5])
+            problems.append(
+                f"{where}: no weights; expected model.safetensors, or {INDEX} and the files that it names"
+                f"{f'; found {others}' if others else ''}"
+            )
     if not any(all(name in names for name in tokenizer) for tokenizer in TOKENIZERS):
         expected = ", ".join(" + ".join(tokenizer) for tokenizer in TOKENIZERS)
         problems.append(f"{where}: no tokenizer; expected one of {expected}")

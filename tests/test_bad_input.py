@@ -221,7 +221,10 @@ def rename(old: str, new: str) -> Callable[[Path], None]:
 
 INDEX = "model.safetensors.index.json"
 MODELS = {
-    "no weights": (change_model(lambda m: (m / "model.safetensors").unlink()), ["no weights; expected *.safetensors"]),
+    "no weights": (
+        change_model(lambda m: (m / "model.safetensors").unlink()), ["no weights; expected model.safetensors, or"],
+    ),
+    "weights of another name": (rename("model.safetensors", "consolidated.safetensors"), ["found consolidated.safet"]),
     "no tokenizer": (change_model(lambda m: (m / "tokenizer.json").unlink()), ["no tokenizer; expected one of"]),
     "no config": (change_model(lambda m: (m / "config.json").unlink()), ["no config.json; found model.safetensors"]),
     "pickles, .bin": (rename("model.safetensors", "pytorch_model.bin"), ["only as pickles (pytorch_model.bin)"]),
