@@ -78,7 +78,7 @@ def read_generated(
 ) -> Iterator[Row]:
     """Yield the good rows of a big file that a stage wrote; the bad ones are counted in `bad`.
 
-    When the file's end is reached and more than `max_bad_rows` (a share, 0..1) of its rows were bad, or none was good,
+    When the file's end is reached and it has no rows, or more than `max_bad_rows` (a share, below 1) of them are bad,
     a UserError says so. The share is not known earlier: commit nothing before the last row has been asked for.
     """
     for number, row, reason, problem in _rows(path, required, check):
@@ -91,7 +91,7 @@ def read_generated(
             bad.places.append(f"{path}:{number}: {problem}")
     if not bad.rows:
         raise UserError(f"{path} has no rows; run the stage that writes it again, with --force")
-    if bad.reasons.total() / bad.rows > max_bad_rows or bad.reasons.total() == bad.rows:
+    if bad.reasons.total() / bad.rows > max_bad_rows:
         raise UserError(
             f"{path}: {bad}. Allowed is a share of {max_bad_rows:g} (max_bad_rows): run the stage that writes this "
             "file again with --force, or raise max_bad_rows"

@@ -70,6 +70,19 @@ def test_a_model_that_writes_no_usable_prompt_is_an_error_with_counts_and_sample
         run(lambda number, requests: [("no", "stop") for _ in requests])
 
 
+def test_too_small_a_share_of_usable_prompts_is_an_error_after_the_first_round():
+    rounds = []
+
+    def ask(number, requests):
+        rounds.append(number)
+        return [(f"write about thing {i}" if i % 10 == 0 else "no", "stop") for i in range(20)]
+
+    with pytest.raises(UserError, match=r"cannot write prompts: 2 of 20 are usable \(too_short 18\)"):
+        run(ask, min_yield=0.11)
+    assert rounds == [0]
+    assert len(run(ask, min_yield=0.1, count=2).prompts) == 2
+
+
 def test_a_cut_off_prompt_is_not_taken():
     written = run(
         lambda n, requests: [
