@@ -14,14 +14,21 @@ if TYPE_CHECKING:
     from self_reward.examples import Example
 
 
-def text(run: Run, name: str, value: str, builtin: Callable[[str], str]) -> str:
-    """The text that parameter `name` names: a file of the data repository, else a built-in one."""
-    if not run.has(name):
-        return builtin(value)
+def text(
+    run: Run, name: str, value: str, builtin: Callable[[str], str], check: Callable[[str], object] | None = None
+) -> str:
+    """The text that parameter `name` names: a file of the data repository, else a built-in one. `check` raises
+    UserError for a text that cannot be used."""
     try:
-        return run.input(name).read_text(encoding="utf-8")
+        found = run.input(name).read_text(encoding="utf-8") if run.has(name) else builtin(value)
     except UnicodeDecodeError as error:
         raise UserError(f"{name} {value}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    try:
+        if check:
+            check(found)
+    except UserError as error:
+        raise UserError([f"{name} {value}: {problem}" for problem in error.problems]) from None
+    return found
 
 
 def rows(
@@ -136,18 +143,20 @@ def rubric(run: Run, parameters: Any) -> str:
     """The rubric's text. Raises UserError where it does not hold {prompt} and {response} once each."""
     from self_reward import judge
 
-    found = text(run, "rubric", parameters.rubric, judge.builtin)
-    judge.judge_prompt(found, "", "")
-    return found
+    return text(run, "rubric", parameters.rubric, judge.builtin, lambda found: judge.judge_prompt(found, "", ""))
 
 
 def prompt_template(run: Run, parameters: Any) -> str:
     """The text that asks for new prompts. Raises UserError where it does not hold {examples} once."""
     from self_reward import prompts
 
-    found = text(run, "prompt_template", parameters.prompt_template, prompts.builtin)
-    prompts.few_shot_prompt(found, [])
-    return found
+    return text(
+        run,
+        "prompt_template",
+        parameters.prompt_template,
+        prompts.builtin,
+        lambda found: prompts.few_shot_prompt(found, []),
+    )
 
 
 def training_examples(run: Run, parameters: Any, name: str = "train") -> "tuple[list[Example], dict[str, int]]":

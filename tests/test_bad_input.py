@@ -198,7 +198,8 @@ def test_problems_of_all_files_come_at_once(here):
     problems = (
         f"{TRAIN}:1: not JSON", f"{TRAIN}:3: missing column prompt; found no column", f"{SEEDS} has no rows",
         "M0/eval/prompts.jsonl:1: a JSON list", "M0/eval/eft.jsonl:1: 0 responses",
-        "the rubric has {prompt} 0 times", "prompt_template texts/template.txt: not UTF-8 at byte 0",
+        "rubric texts/rubric.txt: the rubric has {prompt} 0 times",
+        "prompt_template texts/template.txt: not UTF-8 at byte 0",
     )  # fmt: skip
     err = fails(here, "plan", *texts, "--base_model", str(here), "--verifier", "no.such:thing", said=problems)
     assert f"{here}: no config.json" in err and f"{here}: no tokenizer" in err and "verifier = no.such:thing" in err
