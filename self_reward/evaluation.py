@@ -21,7 +21,7 @@ def load_verifier(name: str) -> Verifier:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the user's module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises when it is imported
         raise UserError(
             f"verifier = {name}: {type(error).__name__}: {error}; expected module:function, importable here"
         ) from error
@@ -92,14 +92,19 @@ def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str
         try:
             said = verifier(prompt, response)
             values = {str(k): float(v) for k, v in (said if isinstance(said, dict) else {"reward": said}).items()}
-        except Exception as error:  # whatever the user's function raises
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"the verifier fails in {place.filename}:{place.lineno} ({type(error).__name__}: {error}); expected a "
                 f"number or a dict of numbers for prompt {prompt[:200]!r} and response {response[:200]!r}"
             ) from error
-        if not all(math.isfinite(value) for value in values.values()):
+        if not values or not all(math.isfinite(value) for value in values.values()):
             raise UserError(f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}")
+        if columns and set(values) != set(columns):
+            raise UserError(
+                f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}; expected "
+                f"{', '.join(columns)}, as of the responses before"
+            )
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     return columns

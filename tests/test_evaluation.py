@@ -37,19 +37,25 @@ def test_ranked_responses_are_matched_with_their_judgements_in_order():
         (lambda p, r: 1 / 0, r"test_evaluation.py:\d+ .ZeroDivisionError: .*prompt 'a' and response 'x'"),
         (lambda p, r: "good", "ValueError: could not convert.*'good'"),
         (lambda p, r: None, "TypeError"),
+        (lambda p, r: exit(0), "SystemExit"),
+        (lambda p, r: {} if r == "x" else 1, "says {} of prompt 'a' and response 'x'"),
+        (lambda p, r: {"reward": 1} if r == "x" else {"form": 1}, "'form': 1.* response 'y'; expected reward, as"),
         (lambda p, r: {"reward": float("nan")}, "says {'reward': nan} of prompt 'a'"),
     ],
 )
 def test_a_verifier_that_fails_is_the_users_error(verifier, said):
     with pytest.raises(UserError, match=said):
-        evaluation.verified(verifier, [("a", "x")])
+        evaluation.verified(verifier, [("a", "x"), ("a", "y")])
 
 
 def test_a_verifiers_module_may_raise_anything_when_it_is_imported(tmp_path, monkeypatch):
     (tmp_path / "verifier_with_a_slip.py").write_text("def f(:")
+    (tmp_path / "verifier_that_is_a_script.py").write_text("import sys; sys.exit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="verifier = verifier_with_a_slip:f: SyntaxError"):
         evaluation.load_verifier("verifier_with_a_slip:f")
+    with pytest.raises(UserError, match="verifier = verifier_that_is_a_script:f: SystemExit"):
+        evaluation.load_verifier("verifier_that_is_a_script:f")
 
 
 @pytest.mark.parametrize("name", ["nothing", "no.such.module:f", "math:no_such", "math:pi"])
