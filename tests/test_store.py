@@ -1,5 +1,6 @@
 """The local store on real Oxen repositories."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -190,6 +191,23 @@ def test_damage_in_the_version_store_is_found_at_the_pull(repo, tmp_path):
     blob.unlink()
     with pytest.raises(Corrupt, match="found nothing"):
         store.pull(snapshot, [PROMPTS], tmp_path / "in")
+
+
+@pytest.mark.parametrize("path", [PROMPTS, "M0/generated"])
+def test_a_pull_checks_what_is_there_already_and_what_the_manifest_says(repo, tmp_path, path):
+    store = store_of(repo)
+    push(store, tmp_path / "out", {PROMPTS: "good\n"})
+    snapshot = store.resolve()
+    (tmp_path / "in/M0/generated").mkdir(parents=True)
+    (tmp_path / "in" / PROMPTS).write_text("evil\n")
+    store.pull(snapshot, [path], tmp_path / "in")
+    assert (tmp_path / "in" / PROMPTS).read_text() == "good\n"
+    manifest = json.loads(snapshot.small[MANIFEST])
+    manifest["outputs"][PROMPTS]["sha256"] = "0" * 64
+    other = dataclasses.replace(snapshot, small={MANIFEST: json.dumps(manifest).encode()})
+    for folder in ("in", "another"):
+        with pytest.raises(Corrupt, match=f"{PROMPTS} .* is damaged: SHA-256 recorded {'0' * 64}"):
+            store.pull(other, [path], tmp_path / folder)
 
 
 def test_the_same_key_makes_one_commit_and_a_foreign_commit_is_a_conflict(repo, tmp_path):
