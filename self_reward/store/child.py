@@ -171,7 +171,7 @@ def _recover(root: Path, oxen: Any, notes: list[str]) -> None:
         _remove_journal(root)
         notes.append(f"commit {newest.id} of an interrupted process was completed")
     else:
-        if journal["heads"] == _heads(oxen):  # else somebody may have committed by hand what is there
+        if journal.get("heads") == _heads(oxen):  # else somebody may have committed by hand what is there
             for blob in journal["new"]:
                 index.remove_blob(root, blob)
         _roll_back(root, newest.id if newest else None, _tree(root, oxen, newest.id) if newest else {})
