@@ -21,8 +21,10 @@ def work(p, run):
         if run.has(f"prompts:M{i}")
         for row in loading.rows(run, p, f"prompts:M{i}", artifacts.PROMPT_COLUMNS)
     ]
+    existing = [*known, *earlier, *sorted(held_out)]
+    run.log.info("new prompts are compared with %d that are there", len(existing))  # a million take a minute
     accept = prompts.PromptFilter(
-        [*known, *earlier, *sorted(held_out)],
+        existing,
         similarity=p.prompt_similarity,
         min_words=p.prompt_min_words,
         max_words=p.prompt_max_words,
