@@ -7,6 +7,15 @@ from self_reward.errors import all_of
 from self_reward.examples import Ranked
 
 
+def read_files(eval_prompts: Path | None, eval_eft: Path | None) -> tuple[list[str], Ranked]:
+    """The prompts and the ranked responses of M0/eval; raises UserError with the problems of both files together."""
+    texts, ranked = all_of(
+        lambda: examples.read_prompts(eval_prompts) if eval_prompts is not None else [],
+        lambda: examples.read_ranked(eval_eft) if eval_eft is not None else [],
+    )
+    return texts, ranked
+
+
 def read(
     eval_prompts: Path | None,
     eval_eft: Path | None,
@@ -19,10 +28,7 @@ def read(
     """(prompts to answer, groups of ranked responses to judge). Without M0/eval, held-out judgements of the training
     data are grouped by prompt, each response ranked by the score that its judgement gives."""
     if eval_prompts is not None or eval_eft is not None:
-        texts, ranked = all_of(
-            lambda: examples.read_prompts(eval_prompts) if eval_prompts is not None else [],
-            lambda: examples.read_ranked(eval_eft) if eval_eft is not None else [],
-        )
+        texts, ranked = read_files(eval_prompts, eval_eft)
         return texts or [prompt for prompt, _ in ranked], ranked
     own: dict[str, None] = {}
     groups: dict[str, list[tuple[str, float]]] = {}

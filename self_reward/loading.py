@@ -129,11 +129,11 @@ def sampler(parameters: Any, folder: Path, seed: int) -> Any:
 
 def held_out(run: Run, parameters: Any) -> tuple[set[str], float]:
     """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
-    from self_reward import examples
+    from self_reward import held_out
 
-    texts, ranked = all_of(
-        lambda: examples.read_prompts(run.input("eval_prompts")) if run.has("eval_prompts") else [],
-        lambda: examples.read_ranked(run.input("eval_eft")) if run.has("eval_eft") else [],
+    texts, ranked = held_out.read_files(
+        run.input("eval_prompts") if run.has("eval_prompts") else None,
+        run.input("eval_eft") if run.has("eval_eft") else None,
     )
     prompts = {*texts, *(prompt for prompt, _ in ranked)}
     return prompts, 0.0 if run.has("eval_prompts") or run.has("eval_eft") else parameters.eval_fraction

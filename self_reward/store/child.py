@@ -12,6 +12,7 @@ away and staged anew, since Oxen commits a staged entry even when the kill left 
 
 import contextlib
 import errno
+import functools
 import glob
 import importlib.util
 import json
@@ -508,12 +509,13 @@ def _is_stored(root: Path, entry: Entry) -> bool:
 
 def _together(root: Path, adds: Tree, removes: list[str]) -> list[str]:
     """What to call Oxen's add with: a folder of which every file is new or changed is added at once, in parallel."""
+    # once for each folder, and not for each of its files
+    is_all = functools.cache(lambda folder: _is_all_of(root, folder, adds, removes))
     found: list[str] = []
     for path in sorted(adds):
         if found and path.startswith(found[-1] + "/"):
             continue
-        whole = next((folder for folder in _above(path) if _is_all_of(root, folder, adds, removes)), None)
-        found.append(whole or path)
+        found.append(next(filter(is_all, _above(path)), path))
     return found
 
 
