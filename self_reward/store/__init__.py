@@ -6,13 +6,14 @@ repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from self_reward.errors import UserError
 
 if TYPE_CHECKING:
     from self_reward.store.local import LocalStore
+    from self_reward.store.remote import RemoteStore
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,17 @@ class Commit:
     id: str
     message: str
     key: str | None
+    author: str = ""
+    time: str = ""
+    """When it was made, as ISO 8601 in UTC."""
+
+
+def commit(id: str, message: str, author: str, time: str) -> Commit:
+    """A commit as Oxen tells it; the key is the last line of a stage's message."""
+    text, _, last = message.rstrip().rpartition("\n")
+    if match := re.fullmatch(r"key: ([0-9a-f]+)", last):
+        return Commit(id, text.strip(), match[1], author, time)
+    return Commit(id, message.strip(), None, author, time)
 
 
 @dataclass(frozen=True)
@@ -31,14 +43,16 @@ class Snapshot:
     commit: str
     files: dict[str, int]
     """path -> size in bytes"""
+    blobs: dict[str, str]
+    """path -> Oxen's name for the content: XXH3-128 in hex without leading zeros"""
     log: list[Commit]
     """The branch's commits, newest first; `commit` is one of them."""
     small: dict[str, bytes]
     """Contents of the files that end in one of SMALL."""
     head: str = ""
     """The branch's newest commit; differs from `commit` where an older revision was asked for."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """path -> SHA-256 of the content as committed"""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """path -> SHA-256 of the content as committed; of a remote repository's user files found out when it is asked for"""
     notes: list[str] = field(default_factory=list)
     """What was done to the repository on the way, for the log."""
 
@@ -46,10 +60,25 @@ class Snapshot:
 SMALL = (".manifest.json", "final_checkpoint/self_reward.json", "final_checkpoint/adapter_config.json")
 
 
-def open_store(data_repo: str, *, branch: str, lock_timeout: float, store_timeout: float) -> "LocalStore":
-    """The store at `data_repo`, a folder. `lock_timeout` and `store_timeout` are seconds."""
-    if "://" in data_repo:
-        raise UserError(f"data_repo {data_repo}: remote repositories come later; give the path of a folder")
+def is_remote(data_repo: str) -> bool:
+    """Whether `data_repo` is the address of a repository on a server; else it is a folder of this machine."""
+    return "://" in data_repo
+
+
+def open_store(
+    data_repo: str,
+    *,
+    branch: str,
+    lock_timeout: float,
+    store_timeout: float,
+    cache_dir: str | Path = "~/.cache/self-reward",
+) -> "LocalStore | RemoteStore":
+    """The store at `data_repo`, a folder or a server's address. `lock_timeout` and `store_timeout` are seconds;
+    `cache_dir`: where a remote store keeps small contents by their hash."""
+    if is_remote(data_repo):
+        from self_reward.store.remote import RemoteStore
+
+        return RemoteStore(data_repo, branch=branch, store_timeout=store_timeout, cache_dir=Path(cache_dir))
     from self_reward.store.local import LocalStore
 
     return LocalStore(data_repo, branch=branch, lock_timeout=lock_timeout, store_timeout=store_timeout)

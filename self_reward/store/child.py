@@ -91,7 +91,12 @@ def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
     else:
         commit = _find_revision(revision, branch, log)
         _tree(root, oxen, commit)
-    return {"commit": commit, "head": head, "log": [[c.id, c.message] for c in log], "notes": notes}
+    return {
+        "commit": commit,
+        "head": head,
+        "log": [[c.id, c.message, c.author, str(c.timestamp)] for c in log],
+        "notes": notes,
+    }
 
 
 def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, expected_head: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import SMALL, Commit, Snapshot, index, recorded_sha256
+from self_reward.store import SMALL, Snapshot, commit, index, recorded_sha256
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
 
 
@@ -49,8 +49,9 @@ class LocalStore:
             commit=found["commit"],
             head=found["head"],
             files={path: entry.size for path, entry in tree.items()},
+            blobs={path: entry.blob for path, entry in tree.items()},
             sha256={path: entry.sha256 for path, entry in tree.items()},
-            log=[_commit(id, message) for id, message in found["log"]],
+            log=[commit(*one) for one in found["log"]],
             small={path: self._read(path, entry) for path, entry in tree.items() if path.endswith(SMALL)},
             notes=found["notes"],
         )
@@ -187,13 +188,6 @@ class LocalStore:
             if holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['pid']}").exists():
                 who = f"an Oxen operation, not ended yet, of {who}, which has ended"
         return f"data repository {self.root} is held by {who}; waited lock_timeout = {self.lock_timeout:g} s"
-
-
-def _commit(id: str, message: str) -> Commit:
-    text, _, last = message.rstrip().rpartition("\n")
-    if match := re.fullmatch(r"key: ([0-9a-f]+)", last):
-        return Commit(id, text.strip(), match[1])
-    return Commit(id, message.strip(), None)
 
 
 def _damaged(path: str, commit: str, expected: str, found: str) -> str:
