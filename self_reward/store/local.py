@@ -56,11 +56,12 @@ class LocalStore:
             notes=found["notes"],
         )
 
-    def pull(self, snapshot: Snapshot, paths: list[str], to: Path) -> dict[str, str]:
+    def pull(self, snapshot: Snapshot, paths: list[str], to: Path, progress: Any = None) -> dict[str, str]:
         """Copy files or whole folders of the snapshot's commit to `to`/<path>; returns their SHA-256 by path.
 
         Each file is checked against what was recorded at its commit and in its stage's manifest; Corrupt names the
-        files that differ. A file that is there already with the right content is kept.
+        files that differ. A file that is there already with the right content is kept. `progress` is not used: a
+        copy on one machine takes seconds.
         """
         tree = index.read_tree(self.root, snapshot.commit)
         assert tree is not None
@@ -86,7 +87,9 @@ class LocalStore:
             raise Corrupt(problems)
         return pulled
 
-    def push(self, files: dict[str, Path], *, key: str, message: str, expected_head: str) -> str:
+    def push(
+        self, files: dict[str, Path], *, key: str, message: str, expected_head: str, progress: Any = None
+    ) -> str:
         """Make one commit of `files` (repository path -> local file or folder) and return its id.
 
         A folder replaces the old folder: files of it that are gone are removed. The working tree shows the commit
@@ -101,6 +104,20 @@ class LocalStore:
             "push", branch=self.branch, files=sources, key=key, message=message, expected_head=expected_head
         )
         return result["commit"]
+
+    def put(self, files: dict[str, Path], *, message: str) -> str | None:
+        """Commit the user's own `files` (repository path -> local file); the commit's id, or None when the head has
+        them all already.
+
+        The files are copied, and a kill leaves all of them or none. Raises UserError for a path that a stage writes or
+        where no file can be, Conflict where the working tree has another uncommitted file in the place.
+        """
+        if bad := [path for path in files if any(part in ("", "..") or part[0] == "." for part in path.split("/"))]:
+            raise UserError([f"{path!r} is no path for data: relative, and no part may begin with a dot" for path in bad])
+        if not (self.root / ".oxen").exists():
+            self._child("init", lock=False)
+        sources = {path: str(Path(local).resolve()) for path, local in files.items()}
+        return self._child("put", branch=self.branch, files=sources, message=message)["commit"]
 
     def accept(self, paths: list[str]) -> tuple[str, list[str]]:
         """Commit generated files that the user changed on purpose as what their stages wrote; the newest commit and
@@ -188,6 +205,13 @@ class LocalStore:
             if holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['pid']}").exists():
                 who = f"an Oxen operation, not ended yet, of {who}, which has ended"
         return f"data repository {self.root} is held by {who}; waited lock_timeout = {self.lock_timeout:g} s"
+
+
+def make_folder(path: str) -> None:
+    """Make the folder of a new data repository, where there is nothing yet, and M0 in it."""
+    root = Path(path).expanduser()
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        (root / "M0").mkdir(parents=True)
 
 
 def _damaged(path: str, commit: str, expected: str, found: str) -> str:
