@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ import self_reward
 from self_reward import artifacts, disk
 from self_reward import parameters as parameter_module
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import Snapshot, index, open_store, recorded_sha256
+from self_reward.store import Commit, Snapshot, index, is_remote, open_store, recorded_sha256
 from self_reward.store.errors import Conflict
 
 VERSION = 1  # part of every key; raise it when a stage writes other content for the same inputs and parameters
@@ -83,7 +84,7 @@ class Run:
         """The file or folder of the input `name`, copied out of the data repository and checked at its first use."""
         path = self.inputs.paths[name]
         if name not in self._pulled:
-            self._store.pull(self._snapshot, [path], self._folder / "inputs")
+            self._store.pull(self._snapshot, [path], self._folder / "inputs", progress=self.progress)
             self._pulled.add(name)
         return self._folder / "inputs" / path
 
@@ -189,17 +190,35 @@ def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopR
 
 def disks(p: Any) -> list[Path]:
     """The folders that may be full when a disk is."""
-    folders = (p.data_repo, p.work_dir or p.cache_dir, p.cache_dir, os.environ.get("TMPDIR", "/tmp"))
+    folders = [p.work_dir or p.cache_dir, p.cache_dir, os.environ.get("TMPDIR", "/tmp")]
+    if not is_remote(p.data_repo):
+        folders.insert(0, p.data_repo)
     return [Path(folder).expanduser().resolve() for folder in folders]
+
+
+def open_data_repo(p: Any) -> Any:
+    """The store that `data_repo` and `branch` name."""
+    return open_store(
+        p.data_repo,
+        branch=p.branch,
+        lock_timeout=p.lock_timeout,
+        store_timeout=p.store_timeout,
+        cache_dir=Path(p.cache_dir).expanduser(),
+    )
+
+
+def _work_dir(p: Any) -> Path:
+    """Where uncommitted work lies."""
+    work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
+    if not is_remote(p.data_repo) and work_dir.is_relative_to(Path(p.data_repo).expanduser().resolve()):
+        raise UserError(f"work_dir {work_dir} is inside the data repository {p.data_repo}; choose a folder outside it")
+    return work_dir
 
 
 def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None) -> None:
     started = time.monotonic()
     _finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
-    store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
-    work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
-    if work_dir.is_relative_to(Path(p.data_repo).expanduser().resolve()):
-        raise UserError(f"work_dir {work_dir} is inside the data repository {p.data_repo}; choose a folder outside it")
+    store, work_dir = open_data_repo(p), _work_dir(p)
     snapshot = store.resolve(p.revision)
     for note in snapshot.notes:
         log.info("%s", note)
@@ -217,6 +236,7 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
     if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
         commit, manifest = found
         if commit is None:
+            _refuse_moved_branch(p, snapshot)
             commit = _commit_again(store, snapshot, key, manifest_path, inputs, folder)
         _remove_unlocked(folder)  # what a process left that was killed after its commit
         log.info("done already: %s", commit)
@@ -225,12 +245,7 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
         return
 
     _refuse_users_files(inputs, snapshot)
-    if snapshot.commit != snapshot.head:
-        raise Conflict(
-            f"branch {p.branch} has moved on: this stage starts from revision {snapshot.commit}, its head is "
-            f"{snapshot.head} ({snapshot.log[0].message.splitlines()[0]!r}). Leave --revision out to go on from the "
-            "head, or give each run a --branch of its own"
-        )
+    _refuse_moved_branch(p, snapshot)
     _remove_abandoned(folder)
     with _only_worker(folder):
         shutil.rmtree(folder / "outputs", ignore_errors=True)
@@ -249,12 +264,20 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
         manifest = _manifest(name, p, key, snapshot, inputs, run, stopped, seconds)
         (folder / "outputs" / manifest_path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "outputs" / manifest_path).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        commit = store.push(
-            {**outputs, manifest_path: folder / "outputs" / manifest_path},
-            key=key,
-            message=f"{label}: {_in_words(run.counts)}",
-            expected_head=snapshot.head,
-        )
+        try:
+            commit = store.push(
+                {**outputs, manifest_path: folder / "outputs" / manifest_path},
+                key=key,
+                message=f"{label}: {_in_words(run.counts)}",
+                expected_head=snapshot.head,
+                progress=run.progress,
+            )
+        except Conflict:
+            newer = _newer(store.resolve(snapshot.commit))
+            if not newer or newer[-1].key != key:
+                raise
+            commit = newer[-1].id  # another process with equal parameters was faster
+            log.info("another process has committed this very result: %s", commit)
         _finish(p, commit, stopped)
         shutil.rmtree(folder, ignore_errors=True)
     counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
@@ -285,9 +308,28 @@ def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
     return resolved
 
 
+def _refuse_moved_branch(p: Any, snapshot: Snapshot) -> None:
+    """Two runs on one branch do not mix: raises Conflict where the branch has commits after the snapshot's."""
+    if newer := _newer(snapshot):
+        named = [f"{c.id} by {c.author or 'nobody'} at {c.time}: {c.message.splitlines()[0]!r}" for c in newer[::-1]]
+        more = f" ({len(named) - 3} more)" if len(named) > 3 else ""
+        raise Conflict(
+            f"branch {p.branch} has moved on: this stage starts from commit {snapshot.commit}, after which another run "
+            f"or person committed {'; '.join(named[:3])}{more}. To go on from the newest commit run again (without "
+            "--revision; finished stages are skipped), once the other run is over; or give each run a --branch of its "
+            "own"
+        )
+
+
+def _newer(snapshot: Snapshot) -> list[Commit]:
+    """The branch's commits after the snapshot's, newest first."""
+    return list(itertools.takewhile(lambda commit: commit.id != snapshot.commit, snapshot.log))
+
+
 def _own_folder(work_dir: Path, p: Any, key: str) -> Path:
     """Where this stage keeps what is not committed yet: two repositories with equal data must not share it."""
-    repository = hashlib.sha256(f"{Path(p.data_repo).expanduser().resolve()} {p.branch}".encode()).hexdigest()
+    name = p.data_repo.rstrip("/") if is_remote(p.data_repo) else Path(p.data_repo).expanduser().resolve()
+    repository = hashlib.sha256(f"{name} {p.branch}".encode()).hexdigest()
     return work_dir / repository[:16] / key
 
 
@@ -295,8 +337,7 @@ def _own_folder(work_dir: Path, p: Any, key: str) -> Path:
 def scratch_folder(p: Any, name: str) -> Iterator[Path]:
     """A folder for the program `name`, empty and removed afterwards. What it leaves when it is killed, the next one
     removes. Raises TryAgain while another process has it."""
-    work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
-    folder = _own_folder(work_dir, p, name)
+    folder = _own_folder(_work_dir(p), p, name)
     with _only_worker(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -318,8 +359,12 @@ def _stop_reason(stop_rule: StopRule | None, p: Any, counts: dict[str, Any], det
 
 
 def _files_of(path: str, snapshot: Snapshot) -> dict[str, str]:
-    """SHA-256 of the file `path`, or of all files of the folder `path`."""
-    return {name: sha for name, sha in snapshot.sha256.items() if name == path or name.startswith(path + "/")}
+    """SHA-256 of the file `path`, or of all files of the folder `path`. A remote user file may be fetched for it."""
+    return {name: snapshot.sha256[name] for name in _names_of(path, snapshot)}
+
+
+def _names_of(path: str, snapshot: Snapshot) -> list[str]:
+    return [name for name in snapshot.files if name == path or name.startswith(path + "/")]
 
 
 def _hash_of(value: Any) -> str:
@@ -345,17 +390,17 @@ def _done(
     store: Any, snapshot: Snapshot, key: str, manifest_path: str, pinned: bool
 ) -> tuple[str | None, dict[str, Any]] | None:
     """Where the result with this key is: (commit, its manifest), or None. The commit is None when only an older commit
-    has it. With a pinned `--revision` the commit is the newest one known to hold the result, so that the next step,
-    pinned to it in turn, does not find the branch ahead of itself."""
+    has it. With a pinned `--revision` the commit is that one, or the one after it where this very step made that, so
+    that the next step can be pinned to it in turn."""
     if manifest := _manifest_with(snapshot, key, manifest_path):
         own = next((c.id for c in snapshot.log if c.key == key), snapshot.commit)
         return (snapshot.commit if pinned else own), manifest
-    order = [c.id for c in snapshot.log]
-    for commit in snapshot.log:
+    newer = _newer(snapshot)
+    if newer and newer[-1].key != key:
+        return None  # the commit after a pinned one is not an earlier try of this very step
+    for commit in newer[-1:] or snapshot.log:
         if commit.key == key:
             if manifest := _manifest_with(store.resolve(commit.id), key, manifest_path):
-                # newer than a pinned --revision: an earlier try of this very step
-                newer = order.index(commit.id) < order.index(snapshot.commit)
                 return (commit.id if newer else None), manifest
             return None
     return None
@@ -395,7 +440,7 @@ def _refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
         f"{name} is there and was not written by a stage (no manifest lists it); move it out of the data repository, "
         "or use another one"
         for path in inputs.outputs.values()
-        for name in _files_of(path, snapshot)
+        for name in _names_of(path, snapshot)
         if name not in written
     ]
     if problems:
@@ -420,7 +465,7 @@ def _manifest(
         files = [f"{path}/{rest}" for rest in index.walk(local, skip_hidden=False)] if local.is_dir() else [path]
         for file in files:
             entry = index.hash_file(run._folder / "outputs" / file)
-            outputs[file] = {"sha256": entry.sha256, "size": entry.size}
+            outputs[file] = {"sha256": entry.sha256, "xxh3": entry.blob, "size": entry.size}
     versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

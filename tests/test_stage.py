@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import xxhash
 
 ROOT = Path(__file__).parents[1]
 PREFERENCES = "M0/generated/preferences.jsonl"
@@ -78,7 +79,9 @@ def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
     assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
     manifest = json.loads((repo / MANIFEST).read_text())
     assert manifest["inputs"]["scores"]["M0/generated/scores.jsonl"] == sha256(repo / "M0/generated/scores.jsonl")
-    assert manifest["outputs"] == {PREFERENCES: {"sha256": sha256(repo / PREFERENCES), "size": 26}}
+    assert manifest["outputs"] == {
+        PREFERENCES: {"sha256": sha256(repo / PREFERENCES), "xxh3": xxh3(repo / PREFERENCES), "size": 26}
+    }
     assert manifest["counts"] == {"pairs": 2} and manifest["versions"]["oxenai"] and manifest["seed"] == 0
     assert log_of(repo) == ["M0 04_gen_preferences: 2 pairs", "user data: M0/generated/scores.jsonl"]
 
@@ -91,6 +94,10 @@ def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def xxh3(path: Path) -> str:
+    return format(xxhash.xxh3_128_intdigest(path.read_bytes()), "x")
 
 
 def test_changed_parameters_inputs_and_seed_run_again_but_neutral_ones_do_not(repo):
