@@ -56,7 +56,7 @@ http {{
 
 
 class Program:
-    """A running server: `url` is http://127.0.0.1:port. It can be killed and started again on the same port and data."""
+    """A running server at `url`, http://127.0.0.1:port; it can be killed and started again on its data and port."""
 
     def __init__(self, command: list[str], environment: dict[str, str], port: int, log: Path):
         self.command, self.environment, self.port, self.log = command, environment, port, log
