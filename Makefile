@@ -44,6 +44,11 @@ demo-data: setup  ## Only the demo's data repository: training data and tiny bas
 test: setup  ## All tests that need neither a GPU nor a cluster
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
 
+.PHONY: test-server
+test-server: setup  ## The tests that talk to a server, with a real one and nginx (OXEN_SERVER=path of an oxen-server 0.65.1)
+	$(PYTHON) -m tests.servers
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $$(grep -lE 'import .*servers' tests/test_*.py) $(PYTEST_ARGS)
+
 .PHONY: test-kills
 test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
 	$(PYTHON) -m tests.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)

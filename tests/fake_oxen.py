@@ -381,6 +381,12 @@ def history(repository: Repository, call: Call, revision: str) -> dict[str, Any]
     return _status("success", "resource_found") | {"commits": page} | pages | {"total_pages": pages["total_pages"] or 1}
 
 
+def commit(repository: Repository, call: Call, id: str) -> dict[str, Any]:
+    if id not in repository.commits:
+        _fault(404, "resource_not_found", "Revision not found", f"Could not find branch or commit: {id}")
+    return _status("success", "resource_found") | {"commit": repository.commits[id]}
+
+
 def listing(repository: Repository, call: Call, resource: str) -> dict[str, Any]:
     commit, folder = _resource(repository, resource)
     tree = repository.trees[commit]
@@ -655,6 +661,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/branches/(.+)", branch),
     ("DELETE", "/branches/(.+)", remove_branch),
     ("GET", "/commits/history/(.+)", history),
+    ("GET", "/commits/([^/]+)", commit),
     ("GET", "/dir/(.+)", listing),
     ("GET", "/file/(.+)", file),
     ("GET", "/chunk/(.+)", chunk),

@@ -1,6 +1,7 @@
 """Programs that tests talk to: a real oxen-server, and nginx that checks a bearer token in front of it.
 
-    OXEN_SERVER=/path/to/oxen-server make test-server
+    make test-server OXEN_SERVER=/path/to/oxen-server
+    python -m tests.servers                             says what is missing for it
 
 oxen-server 0.65.1 has no authentication of its own, so the token is checked where a user would have it checked. All
 files of both programs stay in the folder given; both listen on free ports of 127.0.0.1.
@@ -14,6 +15,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,3 +178,8 @@ def answers(url: str) -> bool:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+if __name__ == "__main__":
+    if problem := missing("nginx"):
+        sys.exit(f"make test-server: {problem}")

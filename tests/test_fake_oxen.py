@@ -104,7 +104,7 @@ class Talk:
         text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", "TIME", text)
         ids = re.findall(r"'(?:id|commit_id|upload_id)': '([0-9a-f-]{20,})'", text)
         for number, id in enumerate(dict.fromkeys(ids)):
-            text = text.replace(id, f"ID{number}")
+            text = text.replace(id, f"ID{number}").replace(id[:10], f"short ID{number}")
         return text.splitlines()
 
 
@@ -254,7 +254,7 @@ def removal(t):
 def pages(t):
     t.create()
     for i in range(3):
-        t.push({f"d{i}/{j}": f"{i} {j}".encode() for j in range(2)} | {f"top{i}": b"%d" % i}, message=f"{i}")
+        commit = t.push({f"d{i}/{j}": f"{i} {j}".encode() for j in range(2)} | {f"top{i}": b"%d" % i}, message=f"{i}")
     for page in (1, 2, 3, 9):
         t.ask("GET", "/dir/main/", depth=-1, page=page, page_size=3)
         t.ask("GET", "/commits/history/main", page=page, page_size=2)
@@ -263,6 +263,8 @@ def pages(t):
     t.ask("GET", "/dir/nope/", depth=-1)
     t.ask("GET", "/commits/history/nope")
     t.ask("GET", f"/commits/history/{'0' * 32}")
+    for id in (commit, commit[:10], "0" * 32):
+        t.ask("GET", f"/commits/{id}")
     t.ask("GET", "/nonsense")
 
 
