@@ -43,14 +43,20 @@ end() {
 trap 'end 143' TERM HUP
 trap 'end 130' INT
 
-# What plan and the stages tell this script, in a file without a name, so that not even kill -9 leaves it lying about.
-told=$(mktemp) || {
-  echo "try again: no file could be made in ${TMPDIR:-/tmp}; make room there, or set TMPDIR to another folder" >&2
-  exit 75
+# What plan and the stages tell this script, in files without a name, so that not even kill -9 leaves them lying about.
+new_file() {
+  file=$(mktemp) || {
+    echo "try again: no file could be made in ${TMPDIR:-/tmp}; make room there, or set TMPDIR to another folder" >&2
+    exit 75
+  }
 }
-exec 3<>"$told"
-rm "$told"
-told=/dev/fd/3
+new_file
+exec 3<>"$file"
+rm "$file"
+new_file
+exec 4<>"$file"
+rm "$file"
+told=/dev/fd/3 committed=/dev/fd/4
 
 wait_for() { # wait_for NAME: for the program begun last; ends the run with its exit code when it failed
   local code=0
@@ -64,13 +70,15 @@ wait_for() { # wait_for NAME: for the program begun last; ends the run with its 
 # Checks every parameter and the data before anything is run, and hands the parameters on to the stages.
 "$PYTHON" "$stages/plan.py" "$@" --base_model "$model" --start_iteration "$start" >|"$told" &
 wait_for plan
-iterations='' data_repo=''
+iterations='' data_repo='' commit=''
 eval "$(cat "$told")"
 : >|"$told"
 
+# Each stage reads the commit of the one before it, so that a commit of somebody else in between is found and named.
 run() {
-  "$PYTHON" "$stages/$1.py" --iteration "$2" --stop_file "$told" &
+  "$PYTHON" "$stages/$1.py" --iteration "$2" --revision "$commit" --commit_file "$committed" --stop_file "$told" &
   wait_for "M$2 $1"
+  commit=$(cat "$committed")
   if [[ -s "$told" ]]; then
     echo "stopped after M$2 $1: $(cat "$told")"
     exit 0

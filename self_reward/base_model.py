@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,18 @@ def _pull_beside(source: str, folder: Path, pull: Callable[[str, Path], object],
     partial.rename(folder)
 
 
-def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
-    """Everything that keeps `folder` from being a model that is loaded without running anybody's code."""
+def folder_problems(folder: Path, *, trust_remote_code: bool, elsewhere: Collection[str] = ()) -> list[str]:
+    """Everything that keeps `folder` from being a model that is loaded without running anybody's code. `elsewhere`:
+    names of files that the model has too, but that are not here and are not looked into."""
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: a file; expected the folder of a model, with config.json, *.safetensors and a tokenizer"]
     if not folder.is_dir():
         return [f"{folder}: no such folder; expected a folder with config.json, *.safetensors and a tokenizer"]
-    names = {path.name for path in folder.iterdir() if path.is_file()}
+    here = {path.name for path in folder.iterdir() if path.is_file()}
+    names = here.union(elsewhere)
     problems = _missing_parts(str(folder), names)
     for name in ("config.json", "tokenizer_config.json", INDEX):
-        if name not in names:
+        if name not in here:
             continue
         try:
             content = json.loads((folder / name).read_bytes())
@@ -146,7 +148,7 @@ def folder_problems(folder: Path, *, trust_remote_code: bool) -> list[str]:
                 f"{folder / name}: the model brings code of its own (auto_map); read that code, then set "
                 "trust_remote_code: true, or choose another model"
             )
-    for name in sorted(names):
+    for name in sorted(here):
         if name.endswith(".safetensors") and (problem := _safetensors_problem(folder / name)):
             problems.append(problem)
     return problems

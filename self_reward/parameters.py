@@ -44,7 +44,8 @@ class Run(Fields):
     """What every stage takes."""
 
     data_repo: str = neutral("data", min_length=1)
-    """Data repository: a folder (a plain folder with M0/train/*.jsonl becomes a local Oxen repository)."""
+    """Data repository: a folder (a plain folder with M0/train/*.jsonl becomes a local Oxen repository), or a server's
+    address: oxen://HOST/NAMESPACE/NAME (https) or oxen+http://HOST:PORT/NAMESPACE/NAME."""
     branch: str = neutral("main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     """Branch of the data repository that the run reads and commits to."""
     iteration: int = Field(0, ge=0)
@@ -66,7 +67,17 @@ class Run(Fields):
     lock_timeout: float = neutral(600.0, ge=0)
     """Seconds to wait while another process holds the local data repository."""
     store_timeout: float = neutral(1800.0, gt=0)
-    """Seconds that one Oxen operation may take before it is ended."""
+    """Seconds that one Oxen operation may take. One on a server is tried again until then, where that may help."""
+
+
+class Shards(Fields):
+    """How several processes share a stage's work."""
+
+    shard: str | None = neutral(None, pattern=r"^\d+/\d+$")
+    """The part of the work that this process does: i/n, i from 0. It commits to a branch of its own on the data
+    repository's server; stages/merge.py makes the stage's one commit of all n."""
+    shards: int = neutral(1, ge=1)
+    """For stages/merge.py: how many shards the work was divided into."""
 
 
 class BaseModelSource(Fields):
@@ -242,7 +253,7 @@ class GenPrompts(Run, BaseModelSource, Sampling, HeldOut, Generated):
     """The stage ends with an error when a smaller share of what the model writes is usable."""
 
 
-class GenResponses(Run, BaseModelSource, Sampling, Answering, Generated):
+class GenResponses(Run, BaseModelSource, Sampling, Answering, Generated, Shards):
     """02_gen_responses"""
 
     responses_per_prompt: int = Field(4, ge=2)
@@ -251,7 +262,7 @@ class GenResponses(Run, BaseModelSource, Sampling, Answering, Generated):
     """Sampling temperature of responses."""
 
 
-class GenScores(Run, BaseModelSource, Sampling, Judging, Generated):
+class GenScores(Run, BaseModelSource, Sampling, Judging, Generated, Shards):
     """03_gen_scores"""
 
     judge_votes: int = Field(3, ge=1)
@@ -350,6 +361,11 @@ class Plan(GenPrompts, GenResponses, GenScores, GenPreferences, Dpo, Evaluate, E
     """Iterations to run. Above 90 an Argo workflow would reach its recursion limit; go on with start_iteration."""
     start_iteration: int = neutral(0, ge=0)
     """First iteration to run."""
+    create_repo: bool = neutral(False)
+    """Create data_repo on its server, private, when it does not exist."""
+    seed_data: str | None = neutral(None)
+    """Address or folder of a data repository from which M0/train (and M0/eval) is copied when data_repo has no
+    M0/train; one that was made with the community reproduction is taken as it is."""
 
 
 STAGES: dict[str, type[Run]] = {
@@ -459,6 +475,14 @@ def contradictions(parameters: Run) -> list[str]:
     ):
         found.append(f"min_margin = {values['min_margin']:g} lets no pair be: scores differ by {span} at most")
     found += _folders(values)
+    if values.get("shard"):
+        number, count = map(int, values["shard"].split("/"))
+        if number >= count:
+            found.append(
+                f"shard = {values['shard']}: the shards of {count} are 0/{count} to {count - 1}/{count}"
+                if count
+                else f"shard = {values['shard']}: there must be at least one shard, such as 0/1"
+            )
     branch = values["branch"]
     if ".." in branch or "//" in branch or branch.endswith(("/", ".", ".lock")):
         found.append(f"branch = {branch!r} is no name for a branch: no '..' or '//', no '/', '.' or '.lock' at its end")
@@ -475,7 +499,7 @@ def _folders(values: dict[str, Any]) -> list[str]:
     found = []
     repository = None
     for name in ("data_repo", "cache_dir", "work_dir", "commit_file", "stop_file"):
-        if not values[name]:
+        if not values[name] or (name == "data_repo" and "://" in values[name]):
             continue
         try:
             path = Path(values[name]).expanduser().resolve()

@@ -1,8 +1,8 @@
 """plan: check everything that can be checked before the first hour of work, and say what will be run.
 
 Reads all of the user's data that the run will read, and looks at the base model. Prints shell assignments for
-self-reward.sh to standard output: the parameters that were given, for all stages, as SELF_REWARD_PARAMETERS, and the
-iterations to run. Makes no commit, but for the user's own new data.
+self-reward.sh to standard output: the parameters that were given, for all stages, as SELF_REWARD_PARAMETERS, the
+iterations to run, and the commit that the first stage starts from. Makes no commit, but for the user's own new data.
 Run     python stages/plan.py --data_repo DIR --base_model MODEL --start_iteration 0 --iterations 3
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import UserError, all_of
 
-BY_STEP = ("iteration", "revision", "commit_file", "stop_file")  # set a step, never for the whole run
+BY_STEP = ("iteration", "revision", "commit_file", "stop_file", "shard", "shards")  # set a step, never for a run
+SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
 
 def main() -> None:
@@ -28,9 +29,11 @@ def plan(p: parameters.Plan) -> None:
         for name in BY_STEP
         if name in p.model_fields_set
     ]
-    repository = store.open_store(
-        p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout
-    )
+    if p.create_repo and not store.is_remote(p.data_repo):
+        problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
+    if not problems:
+        bring_data(p)
+    repository = stage.open_data_repo(p)
     snapshot = repository.resolve()
     inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
     from self_reward import evaluation, sampler
@@ -41,7 +44,7 @@ def plan(p: parameters.Plan) -> None:
 
     all_of(
         lambda: say(problems + missing),
-        lambda: check_base_model(p, inputs, snapshot),
+        lambda: check_base_model(p, inputs, repository, snapshot),
         lambda: check_data(p, inputs, repository, snapshot),
         lambda: sampler.resolve_engine(p.sampler),
         lambda: evaluation.load_verifier(p.verifier) if p.verifier else None,
@@ -52,16 +55,53 @@ def plan(p: parameters.Plan) -> None:
         sys.stderr.write(f"plan: M{k}: policy {policy}, then M{k}/dpo; results under {p.data_repo}/M{k}\n")
     given = sorted(p.model_fields_set - set(BY_STEP))
     print(f"export SELF_REWARD_PARAMETERS={shlex.quote(parameters.as_environment(p, given))}")
-    print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)}")
+    print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)} commit={snapshot.commit}")
 
 
-def check_base_model(p, inputs, snapshot) -> None:
+def bring_data(p) -> None:
+    """Make the repository and copy the seed data, where that is asked for and not done."""
+    if p.create_repo:
+        repository = stage.open_data_repo(p)
+        if not repository.exists():
+            repository.create()
+            sys.stderr.write(f"plan: created {p.data_repo}, private\n")
+    if p.seed_data:
+        from self_reward import data
+
+        with stage.scratch_folder(p, "seed") as folder:
+            data.seed(
+                p.data_repo,
+                p.seed_data,
+                folder,
+                branch=p.branch,
+                lock_timeout=p.lock_timeout,
+                store_timeout=p.store_timeout,
+                cache_dir=Path(p.cache_dir).expanduser(),
+            )
+
+
+def check_base_model(p, inputs, repository, snapshot) -> None:
     """That the base model is there and can be loaded without running its code; a checkpoint may stand on another."""
     from self_reward import base_model
 
-    if inputs.needs_base:
+    folder = inputs.paths.get("base")
+    on_server = folder and store.is_remote(p.data_repo)
+    if inputs.needs_base and not on_server:  # else 00_sft will say it, which needs the weights anyway
         stage.base_id(p, inputs, snapshot)
-    if folder := inputs.paths.get("base"):  # here its files can be looked at without a copy
+    if on_server:
+        files = [path for path in snapshot.files if path.rpartition("/")[0] == folder]
+        small = [f for f in files if snapshot.files[f] < SMALL or f.endswith(("config.json", base_model.INDEX))]
+        with stage.scratch_folder(p, "plan-base") as scratch:
+            if small:
+                repository.pull(snapshot, small, scratch)
+            problems = base_model.folder_problems(
+                scratch / folder,
+                trust_remote_code=p.trust_remote_code,
+                elsewhere={path.rpartition("/")[2] for path in set(files) - set(small)},
+            )
+            if problems:
+                raise UserError([problem.replace(str(scratch / folder), folder) for problem in problems])
+    elif folder:  # here its files can be looked at without a copy
         local = Path(p.data_repo).expanduser() / folder
         problems = base_model.folder_problems(local, trust_remote_code=p.trust_remote_code)
         if problems:

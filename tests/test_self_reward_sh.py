@@ -14,7 +14,9 @@ ORDER = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_ge
 STAGE = """
 import os, sys, time
 name, words = os.path.basename(__file__)[:-3], sys.argv[1:]
-k, stop_file = words[words.index("--iteration") + 1], words[words.index("--stop_file") + 1]
+flag = {words[i]: words[i + 1] for i in range(0, len(words), 2)}
+k, stop_file = flag["--iteration"], flag["--stop_file"]
+open(flag["--commit_file"], "w").write(f"{name} after {flag['--revision']}"[:40])
 print(f"M{k} {name}", flush=True)
 if os.environ.get("SLEEP") == name:
     time.sleep(60)
@@ -29,7 +31,7 @@ def stages(tmp_path):
     folder = tmp_path / "my stages"
     folder.mkdir()
     (folder / "plan.py").write_text(
-        "import sys; print('iterations=2 data_repo=x'); print(sys.argv[1:], file=sys.stderr)"
+        "import sys; print('iterations=2 data_repo=x commit=abc'); print(sys.argv[1:], file=sys.stderr)"
     )
     for name in [*ORDER, "07_export"]:
         (folder / f"{name}.py").write_text(STAGE)
@@ -58,6 +60,12 @@ def test_the_stages_run_in_order_and_the_arguments_reach_plan_whole(stages):
     assert lines[:-1] == [f"M{k} {stage}" for k in (1, 2) for stage in ORDER] + ["M2 07_export"]
     given = ["--prompt_pattern", "a 'b' \"c\" $d", "--judge_votes=2", "--base_model", "model", "--start_iteration", "1"]
     assert err.strip() == str(given)
+
+
+def test_each_stage_reads_the_commit_of_the_one_before_it(stages):
+    (stages / "02_gen_responses.py").write_text("import sys; sys.exit(sys.argv[sys.argv.index('--revision') + 1])")
+    code, _, err = run(stages)
+    assert code == 1 and err.splitlines()[-1] == "01_gen_prompts after 00_sft after abc"
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])
