@@ -6,10 +6,12 @@ repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from self_reward.store.errors import NotFound
 
 if TYPE_CHECKING:
     from self_reward.store.local import LocalStore
@@ -52,7 +54,7 @@ class Snapshot:
     head: str = ""
     """The branch's newest commit; differs from `commit` where an older revision was asked for."""
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """path -> SHA-256 of the content as committed; of a remote repository's user files found out when it is asked for"""
+    """path -> SHA-256 of the content as committed; of a remote user file it is found out when it is asked for"""
     notes: list[str] = field(default_factory=list)
     """What was done to the repository on the way, for the log."""
 
@@ -97,3 +99,20 @@ def recorded_sha256(small: dict[str, bytes]) -> dict[str, str]:
             outputs = json.loads(content).get("outputs", {})
             found |= {name: output["sha256"] for name, output in outputs.items()}
     return found
+
+
+def find_revision(revision: str, branch: str, log: Sequence[Any]) -> str:
+    """The id of the one commit in `log` (newest first) that `revision` means: its id, or six digits of it or more."""
+    found = [c.id for c in log if c.id == revision] or [
+        c.id for c in log if len(revision) >= 6 and c.id.startswith(revision)
+    ]
+    if len(found) == 1:
+        return found[0]
+    newest = ", ".join(f"{c.id[:12]} ({first_line(c.message)})" for c in log[:5])
+    problem = "means several commits" if found else "is no commit"
+    raise NotFound(f"revision {revision} {problem} of branch {branch}; its newest are {newest}")
+
+
+def first_line(message: str) -> str:
+    """A commit's message in one line."""
+    return (message.strip().splitlines() or [""])[0]

@@ -23,14 +23,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import index, is_manifest
+from self_reward.store import find_revision, index, is_manifest
 from self_reward.store.errors import Conflict, Corrupt, NoChanges, NotFound, from_oxen
 from self_reward.store.index import Entry, Tree
 
@@ -89,7 +89,7 @@ def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
     elif revision == head:
         commit = head  # pinned: what the user has changed since is not read, so it is not committed either
     else:
-        commit = _find_revision(revision, branch, log)
+        commit = find_revision(revision, branch, log)
         _tree(root, oxen, commit)
     return {
         "commit": commit,
@@ -114,7 +114,7 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
             f"({newest.message.splitlines()[0]!r} by {newest.author}). Two runs on one branch do not mix: "
             "run the stage again from the new head, or give each run its own --branch"
         )
-    sources = _expand(files)
+    sources = index.expand({name: Path(source) for name, source in files.items()})
     with ThreadPoolExecutor() as threads:  # hashing releases the GIL
         adds = dict(zip(sources, threads.map(index.hash_file, sources.values()), strict=True))
     removes = [
@@ -123,8 +123,65 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
     if same_key and not removes and all(tree.get(path) == entry for path, entry in adds.items()):
         return {"commit": head, "notes": notes}
     _refuse_changed(root, tree, [*adds, *removes])
+    commit = _place_and_commit(root, oxen, head, tree, adds, sources, removes, f"{message}\n\nkey: {key}", notes)
+    return {"commit": commit, "notes": notes}
+
+
+def put(repo: str, branch: str, files: dict[str, str], message: str) -> dict[str, Any]:
+    """One commit of the user's own `files` (repository path -> source); None where the head has them all already."""
+    root, notes = Path(repo), list[str]()
+    oxen, head = _begin(root, branch, notes, empty_allowed=True)
+    tree = _tree(root, oxen, head) if head else {}
+    sources = index.expand({name: Path(source) for name, source in files.items()})
+    _refuse_place(root, tree, sources)
+    adds = {path: index.hash_file(source) for path, source in sources.items()}
+    problems = [
+        f"{path} in {root} was changed and is in no commit yet; it would be lost. Move it away, or run a stage or "
+        "self-reward data ls once to commit it"
+        for path, entry in adds.items()
+        if (root / path).is_file() and index.hash_file(root / path) not in (tree.get(path), entry)
+    ]
+    if problems:
+        raise Conflict(problems)
+    if all(tree.get(path) == entry for path, entry in adds.items()):
+        return {"commit": None, "notes": notes}
+    commit = _place_and_commit(root, oxen, head or None, tree, adds, sources, [], message, notes, link=False)
+    if not head and branch != "main":  # the first commit makes main, whatever the branch
+        _switch(root, oxen, oxen.current_branch(), branch, notes)
+    return {"commit": commit, "notes": notes}
+
+
+def _refuse_place(root: Path, tree: Tree, paths: Iterable[str]) -> None:
+    """Raise UserError for paths that are a stage's to write, or where a file cannot be."""
+    generated = _recorded_outputs(root, tree)
+    problems = []
+    for path in paths:
+        below = path + "/"
+        above = [folder.as_posix() for folder in Path(path).parents]
+        if path in generated or is_manifest(path):
+            problems.append(f"{path} is written by a stage; give the file another name")
+        elif (root / path).is_dir() or any(name.startswith(below) for name in tree):
+            problems.append(f"{path} is a folder in the data repository; give the name of a file")
+        elif found := [folder for folder in above if folder in tree or (root / folder).is_file()]:
+            problems.append(f"{path}: {found[0]} is a file in the data repository, so nothing can be below it")
+    if problems:
+        raise UserError(problems)
+
+
+def _place_and_commit(
+    root: Path,
+    oxen: Any,
+    head: str | None,
+    tree: Tree,
+    adds: Tree,
+    sources: dict[str, Path],
+    removes: list[str],
+    text: str,
+    notes: list[str],
+    link: bool = True,
+) -> str:
+    """Bring `adds` into the working tree and commit them, under the journal: after a kill all is there, or nothing."""
     touched = [path for path, entry in adds.items() if tree.get(path) != entry] + removes
-    text = f"{message}\n\nkey: {key}"
     after = {**{p: e for p, e in tree.items() if p not in removes}, **adds}
     _write_journal(root, head, text, after, touched, oxen)
     try:
@@ -133,17 +190,17 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
                 index.remove_file(root, path)
             for path, source in sources.items():
                 if tree.get(path) != adds[path]:
-                    index.place(source, root / path)
-            commit = _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
+                    index.place(source, root / path, link=link)
+            return _commit(root, oxen, tree, {p: adds[p] for p in touched if p in adds}, removes, text)
     except BaseException:
         with contextlib.suppress(Exception):  # the journal stays, and the next operation does it
             _recover(root, oxen, notes)
         raise
-    return {"commit": commit, "notes": notes}
 
 
-def _begin(root: Path, branch: str, notes: list[str]) -> tuple[Any, str]:
-    """Open the repository, undo or finish what a killed process left, and stand on `branch`; also returns its head."""
+def _begin(root: Path, branch: str, notes: list[str], empty_allowed: bool = False) -> tuple[Any, str]:
+    """Open the repository, undo or finish what a killed process left, and stand on `branch`; also returns its head
+    ("" of a repository without a file, where `empty_allowed`)."""
     shutil.rmtree(root / ".oxen" / "staged", ignore_errors=True)
     shutil.rmtree(index.folder(root) / "scratch", ignore_errors=True)
     for leftover in root.glob(".oxen-new-*"):
@@ -152,6 +209,8 @@ def _begin(root: Path, branch: str, notes: list[str]) -> tuple[Any, str]:
     _recover(root, oxen, notes)
     current = oxen.current_branch()
     if current is None and not oxen.list_branches():  # no commit yet
+        if empty_allowed and not any(index.walk(root)):
+            return oxen, ""
         _commit_user_files(root, oxen, None, notes)
         current = oxen.current_branch()
     if current is None or current.name != branch:
@@ -169,7 +228,7 @@ def _recover(root: Path, oxen: Any, notes: list[str]) -> None:
     if (
         newest
         and journal["touched"]
-        and journal["before"] in newest.parent_ids
+        and journal["before"] in (newest.parent_ids or [None])
         and newest.message == journal["message"]
     ):
         tree = {path: Entry(*entry) for path, entry in journal["tree"].items()}
@@ -259,17 +318,6 @@ def _switch(root: Path, oxen: Any, current: Any, branch: str, notes: list[str]) 
         notes.append(f"branch {branch} was made at commit {oxen.current_branch().commit_id}")
 
 
-def _find_revision(revision: str, branch: str, log: list[Any]) -> str:
-    found = [c.id for c in log if c.id == revision] or [
-        c.id for c in log if len(revision) >= 6 and c.id.startswith(revision)
-    ]
-    if len(found) == 1:
-        return found[0]
-    newest = ", ".join(f"{c.id[:12]} ({c.message.splitlines()[0]})" for c in log[:5])
-    problem = "means several commits" if found else "is no commit"
-    raise NotFound(f"revision {revision} {problem} of branch {branch}; its newest are {newest}")
-
-
 def _tree(root: Path, oxen: Any, commit: str) -> Tree:
     """The files of a commit; of one that another program made they are found out by restoring it in a scratch copy of
     the repository's metadata that shares the version store."""
@@ -342,7 +390,7 @@ def _commit_user_files(root: Path, oxen: Any, head: str | None, notes: list[str]
         index.write_stats(root, stats)
     if not changed and not missing:
         if head is None:
-            raise UserError(f"{root} holds no files; put the training data into {root}/M0/train/ (see the README)")
+            raise NotFound(f"{root} holds no files; put the training data into {root}/M0/train/ (see the README)")
         return head
     generated = _recorded_outputs(root, tree)
     where = f"--data_repo {shlex.quote(str(root))}"
@@ -542,23 +590,6 @@ def _staged(oxen: Any) -> tuple[set[str], set[str]]:
     return adds, {Path(path).as_posix() for path in status.removed_files()}
 
 
-def _expand(files: dict[str, str]) -> dict[str, Path]:
-    """Every single file: repository path -> source."""
-    sources: dict[str, Path] = {}
-    for name, source in files.items():
-        local = Path(source)
-        if local.is_dir():
-            inside = {f"{name}/{rest}": local / rest for rest in index.walk(local, skip_hidden=False)}
-            if not inside:
-                raise ValueError(f"nothing to commit in {local}")
-            sources |= inside
-        elif local.is_file():
-            sources[name] = local
-        else:
-            raise FileNotFoundError(f"{local}, to be committed as {name}")
-    return sources
-
-
 def _refuse_changed(root: Path, tree: Tree, paths: list[str]) -> None:
     """Nothing of the user's is overwritten: working files in the way must be as the head has them."""
     problems = [
@@ -597,7 +628,13 @@ def _error(error: BaseException, root: Path) -> dict[str, Any]:
     }
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {"init": init, "resolve": resolve, "push": push, "accept": accept}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "init": init,
+    "resolve": resolve,
+    "push": push,
+    "put": put,
+    "accept": accept,
+}
 
 
 def main() -> None:

@@ -27,13 +27,25 @@ class Network(TryAgain):
     """The server cannot be reached or does not answer properly."""
 
 
+class ServerError(TryAgain):
+    """The server answers, but with an error of its own: overloaded, restarting, its disk full.
+
+    `passes`: whether trying again within seconds may help; `after`: seconds that the server asks to wait.
+    """
+
+    def __init__(self, text: str, *, passes: bool = True, after: float = 0.0):
+        super().__init__(text)
+        self.passes, self.after = passes, after
+
+
 TYPES: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (UserError, TryAgain, NotFound, Conflict, Auth, Corrupt, NoChanges, Network)
+    kind.__name__: kind for kind in (UserError, TryAgain, NotFound, Conflict, Corrupt, NoChanges)
 }
 
 
 def from_oxen(text: str) -> UserError | TryAgain | None:
-    """The typed error for a message of oxenai 0.65.1, whose errors differ only in their text; None: not known."""
+    """The typed error for a message of oxenai 0.65.1 about a local repository; they differ only in their text.
+    None: not known."""
     first = text.strip().splitlines()[0] if text.strip() else ""
     if "LOCK: Resource temporarily unavailable" in text:
         return TryAgain("another program has the data repository open (an `oxen` command?): close it and run again")
@@ -45,10 +57,6 @@ def from_oxen(text: str) -> UserError | TryAgain | None:
         )
     if "No changes to commit" in text:
         return NoChanges("Oxen found nothing to commit")
-    if "Authentication failed" in text or "Err status [403" in text or "Err status [401" in text:
-        return Auth(f"the Oxen server refused the token: {first}")
-    if "Network error" in text or "Err status [429" in text or "Err status [5" in text:
-        return Network(f"the Oxen server cannot be reached: {first}")
     if "Revision not found" in text or "does not exist" in text:
         return NotFound(f"Oxen: {first}")
     return None

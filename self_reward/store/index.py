@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,14 +190,17 @@ def copy_blob(repo: Path, entry: Entry, target: Path) -> Entry:
         temporary.unlink(missing_ok=True)
 
 
-def place(source: Path, target: Path) -> None:
-    """Put a file into the working tree: a hard link where possible, else a copy, by way of a rename."""
+def place(source: Path, target: Path, *, link: bool = True) -> None:
+    """Put a file into the working tree: a hard link where possible (and `link`), else a copy, by way of a rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), temporary)
+        if link:
+            os.link(source.resolve(), temporary)
     except OSError:  # another file system, or one without hard links
+        link = False
+    if not link:
         shutil.copyfile(source, temporary)
     os.chmod(temporary, 0o644)
     os.replace(temporary, target)  # does nothing when both are links to one file
@@ -212,3 +215,19 @@ def remove_file(repo: Path, path: str) -> None:
             (repo / parent).rmdir()
         except OSError:
             return
+
+
+def expand(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Every single file: repository path -> source."""
+    sources: dict[str, Path] = {}
+    for name, local in files.items():
+        if local.is_dir():
+            inside = {f"{name}/{rest}": local / rest for rest in walk(local, skip_hidden=False)}
+            if not inside:
+                raise ValueError(f"nothing to commit in {local}")
+            sources |= inside
+        elif local.is_file():
+            sources[name] = local
+        else:
+            raise FileNotFoundError(f"{local}, to be committed as {name}")
+    return sources
