@@ -87,9 +87,7 @@ class LocalStore:
             raise Corrupt(problems)
         return pulled
 
-    def push(
-        self, files: dict[str, Path], *, key: str, message: str, expected_head: str, progress: Any = None
-    ) -> str:
+    def push(self, files: dict[str, Path], *, key: str, message: str, expected_head: str, progress: Any = None) -> str:
         """Make one commit of `files` (repository path -> local file or folder) and return its id.
 
         A folder replaces the old folder: files of it that are gone are removed. The working tree shows the commit
@@ -106,14 +104,16 @@ class LocalStore:
         return result["commit"]
 
     def put(self, files: dict[str, Path], *, message: str) -> str | None:
-        """Commit the user's own `files` (repository path -> local file); the commit's id, or None when the head has
-        them all already.
+        """Commit the user's own `files` (repository path -> local file or folder); the commit's id, or None when the
+        head has them all already.
 
         The files are copied, and a kill leaves all of them or none. Raises UserError for a path that a stage writes or
         where no file can be, Conflict where the working tree has another uncommitted file in the place.
         """
         if bad := [path for path in files if any(part in ("", "..") or part[0] == "." for part in path.split("/"))]:
-            raise UserError([f"{path!r} is no path for data: relative, and no part may begin with a dot" for path in bad])
+            raise UserError(
+                [f"{path!r} is no path for data: relative, and no part may begin with a dot" for path in bad]
+            )
         if not (self.root / ".oxen").exists():
             self._child("init", lock=False)
         sources = {path: str(Path(local).resolve()) for path, local in files.items()}
@@ -208,7 +208,7 @@ class LocalStore:
 
 
 def make_folder(path: str) -> None:
-    """Make the folder of a new data repository, where there is nothing yet, and M0 in it."""
+    """Make the folder of a new local data repository, and M0 in it, where `path` is missing or empty."""
     root = Path(path).expanduser()
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         (root / "M0").mkdir(parents=True)
