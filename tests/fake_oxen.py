@@ -12,9 +12,11 @@ What a fault may be (`how`):
     hang, hang_midway   takes all, or half of the body, and is silent until release()
     cut        the connection breaks in the middle of the request's body, or of the answer's where that has none
     lost       the work is done, but the connection breaks before the answer
+    done 502   the work is done, but the answer is this status
     slow       the answer comes at 20 bytes a second
     garbage    what should be JSON is a web page; what should be a file's content has a wrong byte
     disk_full  what the real server says when its disk is full
+    a function that is called before the request is answered as ever
 """
 
 import argparse
@@ -29,6 +31,7 @@ import tarfile
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,7 +51,7 @@ NO_SPACE = "No space left on device (os error 28)"
 class Fault:
     method: str
     path: str
-    how: str
+    how: str | Callable[[], object]
     times: int | None
     """None: until release()"""
     after: int
@@ -86,6 +89,7 @@ class Upload:
 
 @dataclass
 class Repository:
+    is_public: bool
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
     trees: dict[str, dict[str, str]] = field(default_factory=dict)
     """commit id -> {path: content hash}"""
@@ -168,7 +172,9 @@ class FakeOxen:
         self.kill()
         self.start()
 
-    def fail(self, method: str, path: str, how: str, *, times: int | None = 1, after: int = 0) -> Fault:
+    def fail(
+        self, method: str, path: str, how: str | Callable[[], object], *, times: int | None = 1, after: int = 0
+    ) -> Fault:
         """Fail `times` requests whose method and path fit these regular expressions, after the first `after` ones."""
         fault = Fault(method, path, how, times, after)
         with self.lock:
@@ -187,7 +193,7 @@ class FakeOxen:
         with self.lock:
             return [one for one in self.requests if re.fullmatch(method, one.method) and re.search(path, one.path)]
 
-    def fault(self, method: str, path: str) -> str | None:
+    def fault(self, method: str, path: str) -> str | Callable[[], object] | None:
         with self.lock:
             for fault in self.faults:
                 if re.fullmatch(fault.method, method) and re.search(fault.path, path):
@@ -233,6 +239,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.fake.lock:
             self.fake.requests.append(request)
             released = self.fake.released
+        if callable(how):
+            how()
+            how = None
         length = int(self.headers.get("Content-Length") or 0)
         half = how == "hang_midway" or (how == "cut" and length > 0)
         body = self.rfile.read(length // 2 if half else length)
@@ -243,6 +252,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
 
         status, answer, more = self.answer(how, request, query, body)
+        if how and how.startswith("done "):
+            status, answer, more = self.answer(how.removeprefix("done "), request, query, body)
         request.status = status
         if how == "lost":
             request.status = 0
@@ -327,7 +338,7 @@ def _create(fake: FakeOxen, wanted: dict[str, Any]) -> dict[str, Any]:
         raise Refused(400, _status("error", f"Invalid repository name '{name}'"))
     if name in fake.repositories:
         raise Refused(409, _status("error", "Repo already exists."))
-    fake.repositories[name] = Repository()
+    fake.repositories[name] = Repository(is_public=wanted.get("is_public", True))
     return _status("success", "resource_found") | {
         "repository": {"namespace": wanted["namespace"], "name": wanted["name"]}
     }
