@@ -190,7 +190,9 @@ class RemoteStore:
             except NotFound:
                 if not _exists(server) or server.ask("GET", "/branches")["branches"]:
                     raise
-                first = self._workspace(server, "first")  # makes the branch, with a commit of nothing
+                first = self._workspace(
+                    server, f"{WORKSPACE}first-{uuid.uuid4().hex[:8]}"
+                )  # makes the branch, with a commit of nothing
                 head, listing = first[1], {}
                 self._remove(server, first[0])
             written = recorded_sha256(self._small(server, head, listing))
@@ -368,9 +370,10 @@ class RemoteStore:
         new = {path: sources[path] for path, entry in adds.items() if listing.get(path) != entry}
         if key and newest.key == key and not new and not removes:
             return head
+        prefix = f"{WORKSPACE}{_blob(self.branch.encode())[:8]}-{(key or 'user')[:16]}-"
+        self._remove_leftovers(server, prefix if key else None)
         attempt = uuid.uuid4().hex
-        self._remove_leftovers(server, key)
-        workspace, base = self._workspace(server, f"{(key or 'user')[:16]}-{attempt[:8]}")
+        workspace, base = self._workspace(server, f"{prefix}{attempt[:8]}")
         try:
             if base != expected_head:
                 raise self._moved(expected_head, _log(server, self._head(server, []))[0])
@@ -383,28 +386,29 @@ class RemoteStore:
                 fence.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
                 adds[FENCE] = (fence.stat().st_size, index.blob_of(fence))
                 self._stage(server, workspace, {FENCE: fence}, adds, None)
-            made = self._commit(server, workspace, text, expected_head)
         except BaseException:
             with contextlib.suppress(Exception):  # the next push does it otherwise
                 server.once("DELETE", f"/workspaces/{workspace}", stall=5)
             raise
+        made = self._commit(server, workspace, text, expected_head, fence=adds[FENCE][1], key=key)
         self._verify(server, made["id"], made["parent_ids"], adds, removes, expected_head)
         return made["id"]
 
     def _workspace(self, server: Server, name: str) -> tuple[str, str]:
         """A new workspace, and the commit that it starts from. On a repository without a commit the branch is made."""
-        wanted = {"workspace_id": f"{WORKSPACE}{name}", "branch_name": self.branch}
+        wanted = {"workspace_id": name, "branch_name": self.branch}
         found = server.ask("PUT", "/workspaces", wanted)["workspace"]
         return found["id"], found["commit"]["id"]
 
-    def _remove_leftovers(self, server: Server, key: str | None) -> None:
-        """Remove what killed tries of this very result left on the server, and what nobody came back for."""
+    def _remove_leftovers(self, server: Server, prefix: str | None) -> None:
+        """Remove what killed tries of this very push (workspaces that begin with `prefix`) left on the server, and what
+        nobody came back for."""
         for workspace in server.ask("GET", "/workspaces")["workspaces"]:
             name, made = workspace["id"], workspace.get("created_at")
             if not name.startswith(WORKSPACE):
                 continue
             is_old = made and (datetime.now(UTC) - datetime.fromisoformat(made[:19] + "+00:00")).days >= ABANDONED_DAYS
-            if is_old or (key and name.startswith(f"{WORKSPACE}{key[:16]}-")):
+            if is_old or (prefix and name.startswith(prefix)):
                 self._remove(server, name)
 
     def _remove(self, server: Server, workspace: str) -> None:
@@ -475,7 +479,9 @@ class RemoteStore:
         lock = threading.Lock()
         server.again(attempt)
 
-    def _commit(self, server: Server, workspace: str, text: str, expected_head: str) -> dict[str, Any]:
+    def _commit(
+        self, server: Server, workspace: str, text: str, expected_head: str, *, fence: str, key: str | None
+    ) -> dict[str, Any]:
         """Commit the workspace. However the request ends, the commit is made at most once."""
         body = {"message": text, "author": "self-reward", "email": f"self-reward@{socket.gethostname()}"}
 
@@ -486,9 +492,11 @@ class RemoteStore:
             except (Network, ServerError, NotFound, Conflict) as error:
                 since = self._since(server, expected_head)
                 for one in since:
-                    if one["message"] == text:  # it landed, though its answer did not say so
-                        return one
+                    is_same = key is not None and _told(one).key == key  # of another process that runs this very stage
+                    if is_same or (one["message"] == text and _fence(server, one) == fence):
+                        return one  # it landed, though its answer did not say so
                 if isinstance(error, Conflict):
+                    self._remove(server, workspace)
                     raise (self._moved(expected_head, _told(since[0])) if since else error) from None
                 if isinstance(error, NotFound):
                     raise TryAgain(
@@ -589,6 +597,13 @@ def _log(server: Server, head: str) -> list[Commit]:
     return [_told(one) for one in _history(server, head)]
 
 
+def _fence(server: Server, found: dict[str, Any]) -> str:
+    """Oxen's name of FENCE in a commit, '' where it has none."""
+    with contextlib.suppress(NotFound):
+        return _blob(server.again(lambda: b"".join(server.blocks(f"/file/{found['id']}/{FENCE}"))))
+    return ""
+
+
 def _told(found: dict[str, Any]) -> Commit:
     return commit(found["id"], found["message"], f"{found['author']} <{found['email']}>", found["timestamp"])
 
@@ -614,6 +629,8 @@ def _listing(server: Server, found: str) -> Listing:
 
 def _collect(server: Server, found: str, folder: str, entries: list[dict[str, Any]], files: Listing) -> None:
     for entry in entries:
+        if "/" in entry["filename"] or entry["filename"] in ("", ".", ".."):  # would be written elsewhere
+            raise Corrupt(f"{server.address}: commit {found} lists {entry['filename']!r} in {folder or '/'}, no name")
         path = folder + entry["filename"]
         if not entry["is_dir"]:
             files[path] = (entry["size"], entry["hash"].lstrip("0") or "0")
@@ -668,7 +685,7 @@ def _download(
     """Write a file to `target`, going on with what an interrupted try left beside it. Returns None, or the hash that
     was found instead of `blob`; then nothing is at `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{index.TEMPORARY}{blob}")
+    part = target.with_name(f"{index.TEMPORARY}{_blob(target.name.encode())}-{blob}")
     digest = ""
     for is_last in (False, True):
         begun = part.stat().st_size if part.exists() and not is_last else 0

@@ -217,6 +217,11 @@ class Server:
                 f"{self.address}: {method} {url.partition('?')[0]} is unknown there ({said}). Is it an Oxen server, "
                 f"0.65 or newer (this one says {response.headers.get('oxen-version', 'no version')})?"
             )
+        if status == 413:
+            raise UserError(
+                f"{self.address}: the proxy before the server takes no request of this size (HTTP 413); let it take "
+                "parts of 64 MB (nginx: client_max_body_size 0)"
+            )
         if status == 409:
             raise Conflict(f"{self.address}: {said}")
         if status == 422 and "NoChanges" in said:
