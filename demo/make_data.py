@@ -1,6 +1,7 @@
 """Write the demo's seed data and its tiny base model: `python -m demo.make_data --data_repo demo-data --seed 0`.
 
-The result is a plain folder, as a user would bring it: instructions with deliberately flawed answers (two in five
+The result is a plain folder, as a user would bring it, or one commit in a repository on a server (an address such as
+oxen+http://127.0.0.1:3000/me/demo; made, private, where it is missing). It holds instructions with deliberately flawed answers (two in five
 wrong, half without the wanted form), judged answers, held-out prompts, a rubric, a prompt template, and a base model of
 random weights. All that the model is trained on later comes from here or from the model itself.
 """
@@ -11,14 +12,18 @@ import json
 import random
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from demo import world
-from self_reward import jsonl
+from self_reward import jsonl, stage
 from self_reward.errors import UserError
 from self_reward.judge import judge_prompt
 from self_reward.prompts import few_shot_prompt, prompt_id
+from self_reward.store import is_remote, open_store
+from self_reward.store.errors import NotFound
 
 RUBRIC = "judge the response with five points .\ntask {prompt}\nresponse {response} end\n"
 PROMPT_TEMPLATE = "# example: task {prompt} end\nwrite a new task .\n{examples}\n"
@@ -209,19 +214,46 @@ def make(data_repo: Path, seed: int) -> bool:
     return True
 
 
+def make_on_server(data_repo: str, seed: int) -> bool:
+    """As `make`, to a repository on a server, which is made where it is missing."""
+    store: Any = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
+    if not store.exists():
+        store.create()
+        print(f"{data_repo}: created, private", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            snapshot = store.resolve()
+        except NotFound:  # no commit yet
+            folder = Path(scratch, "demo")
+            make(folder, seed)
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            names = [*record["files"], RECORD]
+            store.put({name: folder / name for name in names}, message=f"demo data, seed {seed}")
+            return True
+        if RECORD in snapshot.files:
+            store.pull(snapshot, [RECORD], Path(scratch))
+        check_record(Path(scratch), seed, data_repo, snapshot.sha256.get)
+    return False
+
+
 def check(data_repo: Path, seed: int) -> None:
-    """Raise UserError unless `data_repo` holds the demo's data of this seed, unchanged."""
+    """Raise UserError unless the folder `data_repo` holds the demo's data of this seed, unchanged."""
+    check_record(data_repo, seed, str(data_repo), lambda name: _sha256(data_repo / name))
+
+
+def check_record(folder: Path, seed: int, data_repo: str, sha256: Callable[[str], str | None]) -> None:
+    """Raise UserError unless the record in `folder` is of this seed and `sha256` finds its files in `data_repo`."""
     try:
-        record = json.loads((data_repo / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         found, files = record["seed"], record["files"]
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{data_repo} holds other files; give a folder that is empty or not there yet") from None
+        raise UserError(f"{data_repo} holds other files; give one that is empty or not there yet") from None
     if found != seed:
-        raise UserError(f"{data_repo} holds the demo's data of seed {found}, not {seed}; give another folder")
-    changed = [name for name, digest in files.items() if _sha256(data_repo / name) != digest]
+        raise UserError(f"{data_repo} holds the demo's data of seed {found}, not {seed}; give another one")
+    changed = [name for name, digest in files.items() if sha256(name) != digest]
     if changed:
         raise UserError(
-            [f"{data_repo / name} is missing or changed since it was made; remove {data_repo}" for name in changed]
+            [f"{data_repo}/{name} is missing or changed since it was made; remove {data_repo}" for name in changed]
         )
 
 
@@ -229,19 +261,18 @@ def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_repo", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--data_repo", required=True, help="folder or server's address to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and of the base model")
     arguments = parser.parse_args()
-    try:
-        made = make(arguments.data_repo, arguments.seed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{arguments.data_repo}: {'ready' if made else 'is there already'}")
-    return 0
+    data_repo = arguments.data_repo
+    if is_remote(data_repo):
+        made = make_on_server(data_repo, arguments.seed)
+    else:
+        made = make(Path(data_repo), arguments.seed)
+    print(f"{data_repo}: {'ready' if made else 'is there already'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage.guard(main, "demo"))

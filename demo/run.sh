@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The demo: a tiny world and a tiny base model, then the real loop over them, then a table. Usage: demo/run.sh DIR SEED
+# The demo: a tiny world and a tiny base model, then the real loop over them, then a table.
+# Usage: demo/run.sh DATA_REPO SEED, where DATA_REPO is a folder or a server's address (made there where it is missing).
 # Any further words are parameters of the loop, such as --shuffle_preferences for the control experiment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

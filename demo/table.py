@@ -1,35 +1,41 @@
 """Print what the demo's checkpoints are worth, and plot it: `python -m demo.table --data_repo demo-data`.
 
 Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them; writes a PNG beside the data repository, or to --plot.
+With a server's address they are fetched first, and the PNG goes to the working folder.
 """
 
 import argparse
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from self_reward import stage
 from self_reward.errors import UserError
+from self_reward.store import is_remote, open_store
 
 MEASURES = ("reward", "reward_without_form", "accuracy", "form")
 MOST = {"reward": 5, "reward_without_form": 4, "accuracy": 1, "form": 1}
 
 
-def read_evaluations(data_repo: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(checkpoint, measurements) of every evaluated checkpoint, in the order in which they were trained."""
+def read_evaluations(folder: Path, data_repo: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """(checkpoint, measurements) of every evaluated checkpoint in `folder`, in the order in which they were trained.
+    Errors name `data_repo`, where that is another."""
     found = []
-    for path in data_repo.glob("M*/eval/*.json"):
-        match = re.fullmatch(r"M(\d+)/eval/(sft|dpo)\.json", path.relative_to(data_repo).as_posix())
+    for path in folder.glob("M*/eval/*.json"):
+        name = path.relative_to(folder).as_posix()
+        match = re.fullmatch(r"M(\d+)/eval/(sft|dpo)\.json", name)
         if match:
             measured = json.loads(path.read_text(encoding="utf-8"))
             if not set(MEASURES) <= set(measured.get("verifier", {})):
                 raise UserError(
-                    f"{path} has no figures of demo.world:verify; evaluate with --verifier demo.world:verify"
+                    f"{data_repo or folder}/{name} has no figures of demo.world:verify; evaluate with --verifier demo.world:verify"
                 )
             found.append(((int(match[1]), match[2] == "dpo"), f"M{match[1]}/{match[2]}", measured))
     if not found:
-        raise UserError(f"no M*/eval/*.json in {data_repo}; run the loop first (make demo)")
+        raise UserError(f"no M*/eval/*.json in {data_repo or folder}; run the loop first (make demo)")
     return [(name, measured) for _, name, measured in sorted(found, key=lambda entry: entry[0])]
 
 
@@ -128,25 +134,36 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def main() -> int:
+def fetch(data_repo: str, to: Path) -> None:
+    """Copy the evaluations of a data repository on a server to the folder `to`."""
+    store: Any = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
+    snapshot = store.resolve()
+    if paths := [path for path in snapshot.files if re.fullmatch(r"M\d+/eval/(sft|dpo)\.json", path)]:
+        store.pull(snapshot, paths, to)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_repo", type=Path, required=True, help="data repository of the finished loop")
+    parser.add_argument("--data_repo", required=True, help="data repository of the finished loop")
     parser.add_argument("--plot", type=Path, help="PNG to write; default: beside the data repository, with its name")
     arguments = parser.parse_args()
-    # not inside: the next run would commit it as the user's data
-    path = arguments.plot or Path(f"{arguments.data_repo.resolve()}.png")
-    try:
-        evaluations = read_evaluations(arguments.data_repo)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    data_repo = arguments.data_repo
+    if is_remote(data_repo):
+        with tempfile.TemporaryDirectory() as folder:
+            fetch(data_repo, Path(folder))
+            evaluations = read_evaluations(Path(folder), data_repo)
+        beside = Path(data_repo.rstrip("/").rpartition("/")[2])
+    else:
+        evaluations = read_evaluations(Path(data_repo))
+        beside = Path(data_repo).resolve()
+    # not inside the repository: the next run would commit it as the user's data
+    path = arguments.plot or Path(f"{beside}.png")
     print(table(evaluations))
     print("\nMean ± standard error over", f"{evaluations[0][1]['prompts']} held-out prompts, one answer each.")
     print(conclusion(evaluations))
     plot(evaluations, path)
     print(f"Plot: {path}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage.guard(main, "demo"))
