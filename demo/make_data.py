@@ -1,9 +1,9 @@
 """Write the demo's seed data and its tiny base model: `python -m demo.make_data --data_repo demo-data --seed 0`.
 
 The result is a plain folder, as a user would bring it, or one commit in a repository on a server (an address such as
-oxen+http://127.0.0.1:3000/me/demo; made, private, where it is missing). It holds instructions with deliberately flawed answers (two in five
-wrong, half without the wanted form), judged answers, held-out prompts, a rubric, a prompt template, and a base model of
-random weights. All that the model is trained on later comes from here or from the model itself.
+oxen+http://127.0.0.1:3000/me/demo; it is made, private, where it is missing): instructions with deliberately flawed
+answers (two in five wrong, half without the wanted form), judged answers, held-out prompts, a rubric, a prompt template,
+and a base model of random weights. All that the model is trained on later comes from here or from the model itself.
 """
 
 import argparse
@@ -267,10 +267,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and of the base model")
     arguments = parser.parse_args()
     data_repo = arguments.data_repo
-    if is_remote(data_repo):
-        made = make_on_server(data_repo, arguments.seed)
-    else:
-        made = make(Path(data_repo), arguments.seed)
+    seed = arguments.seed
+    made = make_on_server(data_repo, seed) if is_remote(data_repo) else make(Path(data_repo), seed)
     print(f"{data_repo}: {'ready' if made else 'is there already'}")
 
 

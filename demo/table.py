@@ -31,7 +31,8 @@ def read_evaluations(folder: Path, data_repo: str = "") -> list[tuple[str, dict[
             measured = json.loads(path.read_text(encoding="utf-8"))
             if not set(MEASURES) <= set(measured.get("verifier", {})):
                 raise UserError(
-                    f"{data_repo or folder}/{name} has no figures of demo.world:verify; evaluate with --verifier demo.world:verify"
+                    f"{data_repo or folder}/{name} has no figures of demo.world:verify; evaluate with --verifier "
+                    "demo.world:verify"
                 )
             found.append(((int(match[1]), match[2] == "dpo"), f"M{match[1]}/{match[2]}", measured))
     if not found:
