@@ -2,7 +2,7 @@
 
 The result is a plain folder, as a user would bring it, or one commit in a repository on a server (an address such as
 oxen+http://127.0.0.1:3000/me/demo; it is made, private, where it is missing): instructions with deliberately flawed
-answers (two in five wrong, half without the wanted form), judged answers, held-out prompts, a rubric, a prompt template,
+answers (two in five wrong, half without the wanted form), judged answers, held-out prompts, rubric, prompt template,
 and a base model of random weights. All that the model is trained on later comes from here or from the model itself.
 """
 
