@@ -1,0 +1,533 @@
+"""The store on a server: the double always, a real oxen-server and nginx with a token in front where they are there.
+
+What goes wrong with a server is in test_remote_faults.py, whole programs in test_remote_programs.py.
+"""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from self_reward.errors import UserError
+from self_reward.store import index, open_store
+from self_reward.store.errors import Auth, Conflict, Corrupt, NotFound
+from tests import servers
+from tests.fake_oxen import PART_SIZE, FakeOxen
+from tests.talk import Talk
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "Zq7-private_token-4f1e"
+SEEDS = "M0/train/ift.jsonl"
+PROMPTS = "M0/generated/prompts.jsonl"
+MANIFEST = "M0/01_gen_prompts.manifest.json"
+
+
+@pytest.fixture(scope="module", params=["fake", "real", "nginx"])
+def server(request, tmp_path_factory):
+    """A server of each kind; nginx lets only TOKEN through."""
+    if reason := servers.missing(request.param):
+        pytest.skip(reason)
+    if request.param == "fake":
+        with FakeOxen() as fake:
+            yield SimpleNamespace(url=fake.url, fake=fake, token=None)
+        return
+    folder = tmp_path_factory.mktemp(request.param)
+    with servers.real_server(folder / "real") as real:
+        if request.param == "real":
+            yield SimpleNamespace(url=real.url, fake=None, token=None)
+            return
+        with servers.nginx_proxy(real.url, TOKEN, folder / "nginx") as proxy:
+            yield SimpleNamespace(url=proxy.url, fake=None, token=TOKEN)
+
+
+class Place:
+    """A repository of its own on a server."""
+
+    def __init__(self, server, name: str, folder: Path):
+        self.server, self.name, self.folder = server, name, folder
+        self.fake = server.fake
+        self.address = f"oxen+http://{server.url.removeprefix('http://')}/ns/{name}"
+        self.talk = Talk(server.url, name, server.token)
+
+    def store(self, branch="main", timeout=30.0, cache="cache"):
+        return open_store(
+            self.address, branch=branch, lock_timeout=1, store_timeout=timeout, cache_dir=self.folder / cache
+        )
+
+    def put(self, **files: str) -> str:
+        """Commit a user's files, given by repository path; the default is a line of seeds."""
+        made = {}
+        for path, content in (files or {SEEDS: '{"prompt": "a", "response": "b"}\n'}).items():
+            made[path] = self.folder / "user" / path
+            made[path].parent.mkdir(parents=True, exist_ok=True)
+            made[path].write_text(content)
+        return self.store().put(made, message="user data")
+
+    def push(self, files, key="ab12", expected=None, store=None, xxh3=True, message="M0 test") -> str:
+        """Push `files` (repository path -> content) as a stage does, with a manifest that lists them."""
+        out = self.folder / f"out-{key}"
+        outputs = {}
+        for path, content in files.items():
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(content)
+            entry = index.hash_file(out / path)
+            outputs[path] = {"sha256": entry.sha256, "size": entry.size} | ({"xxh3": entry.blob} if xxh3 else {})
+        (out / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).write_text(json.dumps({"key": key, "outputs": outputs}))
+        store = store or self.store()
+        return store.push(
+            {path: out / path for path in [*files, MANIFEST]},
+            key=key,
+            message=message,
+            expected_head=expected or store.resolve().commit,
+        )
+
+    def pull(self, paths, to="in", store=None, snapshot=None) -> Path:
+        store = store or self.store()
+        store.pull(snapshot or store.resolve(), paths, self.folder / to)
+        return self.folder / to
+
+    def workspaces(self):
+        return self.talk.ask("GET", "/workspaces")["workspaces"]
+
+    def log(self, branch="main"):
+        return self.talk.ask("GET", f"/commits/history/{branch}")["commits"]
+
+
+@pytest.fixture
+def place(server, request, tmp_path, monkeypatch):
+    """A repository that is not there yet."""
+    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
+    if server.token:
+        monkeypatch.setenv("OXEN_TOKEN", server.token)
+    return Place(server, f"r{abs(hash(request.node.nodeid))}", tmp_path)
+
+
+@pytest.fixture
+def repo(place):
+    """A repository with a file of the user's."""
+    place.store().create()
+    place.put()
+    return place
+
+
+def test_what_is_pushed_can_be_resolved_and_pulled(repo):
+    first = repo.store().resolve()
+    assert first.files == {SEEDS: 33} and first.log[0].key is None and first.log[0].message == "user data"
+    commit = repo.push({PROMPTS: b"p\n" * 1000})
+    store = repo.store()
+    snapshot = store.resolve()
+    assert snapshot.commit == snapshot.head == commit == snapshot.log[0].id
+    assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", "M0 test")
+    assert "self-reward" in snapshot.log[0].author and snapshot.log[0].time.startswith("20")
+    assert snapshot.files[PROMPTS] == 2000 and json.loads(snapshot.small[MANIFEST])["key"] == "ab12"
+    pulled = store.pull(snapshot, ["M0/generated", SEEDS], repo.folder / "in")
+    assert sorted(pulled) == [PROMPTS, SEEDS]
+    assert (repo.folder / "in" / PROMPTS).read_bytes() == b"p\n" * 1000
+    assert (repo.folder / "in" / PROMPTS).stat().st_mode & 0o777 == 0o644
+    for path in (PROMPTS, SEEDS):
+        assert pulled[path] == snapshot.sha256[path] == index.hash_file(repo.folder / "in" / path).sha256
+        assert snapshot.blobs[path] == index.blob_of(repo.folder / "in" / path)
+    assert repo.workspaces() == []
+
+
+def test_the_key_is_the_last_line_of_the_commit_message(repo):
+    repo.push({PROMPTS: b"p\n"}, key="0123abcd")
+    assert repo.log()[0]["message"].splitlines()[-1] == "key: 0123abcd"
+
+
+def test_a_branch_that_is_missing_is_made_from_main(repo):
+    store = repo.store("run-2")
+    snapshot = store.resolve()
+    assert snapshot.files == {SEEDS: 33} and any("run-2" in note for note in snapshot.notes)
+    commit = repo.push({PROMPTS: b"2\n"}, store=store)
+    assert store.branches() == {"main": snapshot.commit, "run-2": commit}
+    assert PROMPTS not in repo.store().resolve().files
+
+
+def test_branches_are_made_listed_and_removed(repo):
+    store, head = repo.store(), repo.store().resolve().commit
+    store.make_branch("shards/ab12/0-of-2", head)
+    store.make_branch("shards/ab12/0-of-2", head)
+    commit = repo.push({PROMPTS: b"s\n"}, store=store.on("shards/ab12/0-of-2"))
+    assert store.branches("shards/ab12/") == {"shards/ab12/0-of-2": commit}
+    assert store.on("shards/ab12/0-of-2").resolve().head == commit
+    store.remove_branch("shards/ab12/0-of-2")
+    store.remove_branch("shards/ab12/0-of-2")
+    assert list(store.branches()) == ["main"]
+
+
+def test_an_older_revision_by_its_id_or_the_first_digits_of_it(repo):
+    first = repo.push({PROMPTS: b"1\n"}, key="01")
+    second = repo.push({PROMPTS: b"2\n"}, key="02")
+    for revision in (first, first[:10]):
+        old = repo.store().resolve(revision)
+        assert (old.commit, old.head) == (first, second)
+        assert (repo.pull([PROMPTS], f"in-{revision}", snapshot=old) / PROMPTS).read_bytes() == b"1\n"
+    with pytest.raises(NotFound, match="nosuch.*its newest are .*M0 test"):
+        repo.store().resolve("nosuch")
+    repo.store("other").resolve()
+    third = repo.push({PROMPTS: b"3\n"}, key="03", store=repo.store("other"))
+    with pytest.raises(NotFound, match=third):
+        repo.store().resolve(third)  # of another branch
+
+
+def test_the_constructor_asks_nothing_and_a_missing_repository_is_told_with_create_repo(place):
+    """oxenai's RemoteRepo succeeds for a repository that does not exist, and its errors differ only in their text."""
+    store = place.store()
+    with pytest.raises(NotFound, match=rf"{place.name}.*create_repo"):
+        store.resolve()
+    assert not store.exists()  # made only when asked
+
+
+def test_a_repository_is_made_private(place):
+    """oxenai makes it public where nobody says is_public=False."""
+    place.store().create()
+    place.store().create()
+    assert place.store().exists()
+    if place.fake:
+        assert place.fake.repositories[f"ns/{place.name}"].is_public is False
+
+
+def test_an_empty_repository_is_told_and_takes_the_first_data(place):
+    place.store().create()
+    with pytest.raises(NotFound, match="empty.*data put"):
+        place.store().resolve()
+    commit = place.put()
+    assert place.store().resolve().commit == commit and place.workspaces() == []
+    assert place.put() is None  # nothing to change
+    assert place.store().resolve().commit == commit
+
+
+def test_no_branch_and_no_main_to_make_it_from(place):
+    place.store().create()
+    place.talk.push({"a": b"1"}, branch="trunk")
+    with pytest.raises(NotFound, match=r"no branch run-1.*trunk"):
+        place.store("run-1").resolve()
+
+
+NAMES = {
+    "M0/generated/with space.jsonl": b"1",
+    "M0/generated/[odd]*name?.txt": b"22",
+    "M0/generated/ünï/日本語.jsonl": b"333",
+    "M0/generated/100% #&=+%25.txt": b"4444",
+    "M0/generated/.hidden": b"55555",
+    "M0/generated/empty": b"",
+    "M0/generated/deep/er/a.txt": b"one",
+    "M0/generated/deep/b/a.txt": b"other",
+}
+
+
+def test_names_with_spaces_brackets_and_unicode_empty_files_and_two_files_of_one_name(repo):
+    """Workspace.add(folder) of oxenai flattens names; a local restore takes [ ] and * for a pattern."""
+    repo.push(NAMES)
+    snapshot = repo.store().resolve()
+    assert {path: size for path, size in snapshot.files.items() if path in NAMES} == {
+        path: len(content) for path, content in NAMES.items()
+    }
+    pulled = repo.pull(["M0/generated"])
+    assert {path: (pulled / path).read_bytes() for path in NAMES} == NAMES
+
+
+def test_a_pushed_folder_replaces_the_old_one(repo):
+    out, path = repo.folder / "final_checkpoint", "M0/models/sft/final_checkpoint"
+    (out / "deep").mkdir(parents=True)
+    (out / "adapter_model.safetensors").write_bytes(os.urandom(1000))
+    (out / "deep/old.json").write_text("{}")
+    store = repo.store()
+    first = store.push({path: out}, key="01", message="one", expected_head=store.resolve().commit)
+    (out / "deep/old.json").unlink()
+    (out / "deep").rmdir()
+    (out / "self_reward.json").write_text('{"finetune": "lora"}')
+    second = store.push({path: out}, key="02", message="two", expected_head=first)
+    now = store.resolve()
+    assert now.commit == second
+    assert {f for f in now.files if f.startswith(path)} == {
+        f"{path}/adapter_model.safetensors",
+        f"{path}/self_reward.json",
+    }
+    assert now.small[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
+    assert f"{path}/deep/old.json" in store.resolve(first).files
+
+
+def test_a_large_file_goes_in_parts_and_is_not_sent_again(repo):
+    content = os.urandom(2 * PART_SIZE + 12345)
+    shown = []
+    first = repo.push({"M0/generated/big.bin": content}, key="01")
+    if repo.fake:
+        parts = repo.fake.seen("PUT", "/parts/")
+        assert sorted(one.size for one in parts)[-3:] == [12345, PART_SIZE, PART_SIZE]
+        repo.fake.requests.clear()
+    (repo.folder / "again").mkdir()
+    (repo.folder / "again/big.bin").write_bytes(content)
+    store = repo.store()
+    files = {"M1/generated/copy.bin": repo.folder / "again/big.bin"}
+    store.push(files, key="02", message="the same content", expected_head=first, progress=lambda *a: shown.append(a))
+    if repo.fake:
+        sent = sum(one.size for one in repo.fake.seen("PUT", "/parts/"))
+        assert sent < 5000
+    to = repo.pull(["M0/generated/big.bin", "M1/generated/copy.bin"])
+    assert (to / "M0/generated/big.bin").read_bytes() == (to / "M1/generated/copy.bin").read_bytes() == content
+
+
+def test_progress_is_told_in_both_directions(repo):
+    """Only what takes a while is worth a bar."""
+    big = repo.folder / "big"
+    with big.open("wb") as file:
+        file.write(os.urandom(1000))
+        file.truncate(110 << 20)
+    store, pushed, pulled = repo.store(), [], []
+    head = store.resolve().commit
+    store.push({"M0/b": big}, key="01", message="b", expected_head=head, progress=lambda *a: pushed.append(a))
+    store.pull(store.resolve(), ["M0/b"], repo.folder / "in", progress=lambda *a: pulled.append(a))
+    for told in (pushed, pulled):
+        assert told[-1][0] == told[-1][1] == (110 << 20) // 1_000_000
+        assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert index.blob_of(repo.folder / "in/M0/b") == index.blob_of(big)
+
+
+def test_pushing_again_is_the_same_commit_and_sends_nothing(repo):
+    before = repo.store().resolve().commit
+    first = repo.push({PROMPTS: b"p\n"}, expected=before)
+    if repo.fake:
+        repo.fake.requests.clear()
+    assert repo.push({PROMPTS: b"p\n"}, expected=before) == first  # the first answer was lost, say
+    assert repo.push({PROMPTS: b"p\n"}, expected=first) == first
+    assert len(repo.log()) == 3
+    if repo.fake:
+        assert repo.fake.seen("PUT|POST|DELETE", "") == []
+
+
+def test_a_pull_goes_on_with_what_an_interrupted_one_left(repo):
+    content = os.urandom(3_000_000)
+    repo.push({"M0/generated/big.bin": content})
+    for change in (lambda begun: begun, lambda begun: b"x" + begun[1:], lambda begun: content + b"too long"):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                repo.pull(["M0/generated"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        folder = repo.folder / "in/M0/generated"
+        (begun,) = folder.iterdir()
+        assert begun.name != "big.bin" and begun.read_bytes() == content[:1_000_000]
+        begun.write_bytes(change(content[:1_000_000]))
+        if repo.fake:
+            repo.fake.requests.clear()
+        repo.pull(["M0/generated"])
+        assert (folder / "big.bin").read_bytes() == content
+        assert [path.name for path in folder.iterdir()] == ["big.bin"]
+        if repo.fake:  # the beginning is asked for again only where it was wrong
+            assert bool(repo.fake.seen("GET", "/file/.*big.bin")) == (change(b"ab") != b"ab")
+        (folder / "big.bin").unlink()
+
+
+def test_a_pull_keeps_what_is_there_and_right(repo):
+    repo.push({PROMPTS: b"p\n"})
+    target = repo.pull([PROMPTS]) / PROMPTS
+    kept = target.stat().st_mtime_ns
+    repo.pull([PROMPTS])
+    assert target.stat().st_mtime_ns == kept
+    target.write_bytes(b"q\n")  # the same size, other content
+    repo.pull([PROMPTS])
+    assert target.read_bytes() == b"p\n"
+
+
+def test_a_path_that_is_not_in_the_commit(repo):
+    with pytest.raises(NotFound, match="M9/none"):
+        repo.pull([SEEDS, "M9/none"])
+
+
+def test_a_foreign_commit_between_resolve_and_push_is_named(repo):
+    head = repo.store().resolve().commit
+    foreign = repo.talk.push({"notes.txt": b"hello"}, message="somebody else's work")
+    with pytest.raises(Conflict, match=rf"{foreign}.*somebody else's work") as raised:
+        repo.push({PROMPTS: b"p\n"}, expected=head)
+    assert head in str(raised.value)
+    assert repo.log()[0]["id"] == foreign and repo.workspaces() == []
+    repo.push({PROMPTS: b"p\n"})  # from the new head
+    assert {"notes.txt", PROMPTS} <= set(repo.store().resolve().files)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from self_reward.errors import UserError
+from self_reward.store import open_store
+address, head, key, folder = sys.argv[1:]
+store = open_store(address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=Path(folder, "cache"))
+Path(folder, key).write_text(key * 1000)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(store.push({f"M0/by-{key}": Path(folder, key)}, key=key, message=f"by {key}", expected_head=head))
+except UserError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_of_writers_that_started_from_one_commit_exactly_one_lands(repo):
+    """Two workspaces on one branch can lose an update with oxenai: there is no compare-and-swap."""
+    for round in range(3):
+        head = repo.store().resolve().commit
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, repo.address, head, f"{round}{i}", str(repo.folder)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            )
+            for i in range(3)
+        ]  # fmt: skip
+        assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 3
+        for writer in writers:
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        told = [writer.communicate()[0].strip() for writer in writers]
+        snapshot = repo.store().resolve()
+        assert sum(text == snapshot.head for text in told) == 1, told
+        assert sum(text.startswith("Conflict") and snapshot.head in text for text in told) == 2, told
+        assert repo.log()[1]["id"] == head and repo.workspaces() == []
+        assert len([path for path in snapshot.files if path.startswith(f"M0/by-{round}")]) == 1
+
+
+def test_a_changed_generated_file_is_found_at_the_next_resolve_with_both_hashes(repo):
+    repo.push({PROMPTS: b"right\n"})
+    recorded = repo.store().resolve().blobs[PROMPTS]
+    repo.talk.push({PROMPTS: b"wrong\n"}, message="behind its back")
+    with pytest.raises(Corrupt, match=PROMPTS) as raised:
+        repo.store().resolve()
+    assert recorded in str(raised.value)
+    changed = repo.folder / "changed"
+    changed.write_bytes(b"wrong\n")
+    assert index.blob_of(changed) in str(raised.value) and "accept" in str(raised.value)
+    commit, _ = repo.store().accept([PROMPTS])
+    snapshot = repo.store().resolve()
+    assert snapshot.commit == commit and snapshot.sha256[PROMPTS] == index.hash_file(changed).sha256
+    assert (repo.pull([PROMPTS]) / PROMPTS).read_bytes() == b"wrong\n"
+
+
+def test_a_changed_file_of_a_manifest_without_oxens_hash_is_found_at_the_pull(repo):
+    """Manifests of older versions record SHA-256 alone."""
+    repo.push({PROMPTS: b"right\n"}, xxh3=False)
+    recorded = index.hash_file(repo.folder / "out-ab12" / PROMPTS).sha256
+    repo.talk.push({PROMPTS: b"wrong\n"}, message="behind its back")
+    with pytest.raises(Corrupt, match=PROMPTS) as raised:
+        repo.pull([PROMPTS])
+    changed = repo.folder / "changed"
+    changed.write_bytes(b"wrong\n")
+    assert recorded in str(raised.value) and index.hash_file(changed).sha256 in str(raised.value)
+    assert not (repo.folder / "in" / PROMPTS).exists()
+
+
+def test_accept_wants_a_path_that_a_stage_wrote(repo):
+    commit = repo.push({PROMPTS: b"right\n"})
+    with pytest.raises(UserError, match=rf"{SEEDS}.*{PROMPTS}"):
+        repo.store().accept([SEEDS])
+    assert repo.store().accept([PROMPTS])[0] == commit  # nothing was changed
+
+
+def test_user_data_does_not_replace_what_a_stage_wrote(repo):
+    repo.push({PROMPTS: b"right\n"})
+    commit = repo.put(**{"M0/eval/prompts.jsonl": '{"prompt": "x"}\n'})
+    assert repo.store().resolve().commit == commit
+    with pytest.raises(UserError, match=PROMPTS):
+        repo.put(**{PROMPTS: "mine\n"})
+    assert repo.store().resolve().commit == commit
+
+
+def leaks(folder: Path) -> list[str]:
+    return [str(file) for file in folder.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
+
+
+@pytest.fixture
+def guarded(tmp_path, monkeypatch):
+    """A double that wants TOKEN, with a repository on it."""
+    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
+    with FakeOxen(token=TOKEN) as fake:
+        place = Place(SimpleNamespace(url=fake.url, fake=fake, token=TOKEN), "guarded", tmp_path)
+        place.talk.create()
+        place.talk.push({SEEDS: b"{}\n"})
+        fake.requests.clear()
+        yield place
+
+
+def test_a_wrong_token_is_refused_with_one_request(guarded, monkeypatch):
+    monkeypatch.setenv("OXEN_TOKEN", TOKEN.lower())
+    with pytest.raises(Auth, match="OXEN_TOKEN") as raised:
+        guarded.store().resolve()
+    assert TOKEN.lower() not in str(raised.value) and len(guarded.fake.requests) == 1
+
+
+def test_no_token_is_told_with_where_to_put_it(guarded):
+    with pytest.raises(Auth, match="OXEN_TOKEN or OXEN_TOKEN_FILE"):
+        guarded.store().resolve()
+    assert len(guarded.fake.requests) == 1
+
+
+def test_a_wrong_token_behind_nginx(server, place, monkeypatch):
+    if not server.token:
+        pytest.skip("nginx alone checks tokens here")
+    monkeypatch.setenv("OXEN_TOKEN", "wrong")
+    started = time.monotonic()
+    with pytest.raises(Auth, match="401"):
+        place.store(timeout=60).resolve()
+    with pytest.raises(Auth, match="401"):
+        place.store(timeout=60).create()
+    assert time.monotonic() - started < 2
+
+
+def test_a_token_from_a_file_and_the_one_that_the_oxen_command_saved(guarded, monkeypatch):
+    """The key of a saved token is the host with its port."""
+    file = guarded.folder / "token"
+    file.write_text(TOKEN + "\n")
+    monkeypatch.setenv("OXEN_TOKEN_FILE", str(file))
+    assert guarded.store().resolve().files == {SEEDS: 3}
+    monkeypatch.delenv("OXEN_TOKEN_FILE")
+    config = guarded.folder / "config/auth_config.toml"
+    config.parent.mkdir()
+    host = guarded.server.url.removeprefix("http://")
+    config.write_text(f'[[host_configs]]\nhost = "{host}"\nauth_token = "{TOKEN}"\n')
+    assert guarded.store().resolve().files == {SEEDS: 3}
+    config.write_text(f'[[host_configs]]\nhost = "{host.partition(":")[0]}"\nauth_token = "{TOKEN}"\n')
+    with pytest.raises(Auth):
+        guarded.store().resolve()
+
+
+def test_the_token_is_in_no_error_log_file_or_commit(guarded, monkeypatch, caplog):
+    monkeypatch.setenv("OXEN_TOKEN", TOKEN)
+    caplog.set_level(logging.DEBUG)
+    commit = guarded.push({PROMPTS: b"p\n"})
+    guarded.pull(["M0"])
+    for how in ("403", "500", "502", "cut", "garbage"):
+        guarded.fake.fail("GET", "", how, times=None)
+        with pytest.raises(Exception) as raised:
+            guarded.store(timeout=0.5).resolve()
+        guarded.fake.release()
+        chain, error = "", raised.value
+        while error:
+            chain, error = chain + repr(error) + str(error), error.__cause__ or error.__context__
+        assert TOKEN not in chain and guarded.server.url.removeprefix("http://") in chain
+    assert TOKEN not in caplog.text and "trying again" in caplog.text
+    assert leaks(guarded.folder) == []
+    stored = guarded.fake.repositories["ns/guarded"]
+    assert TOKEN.encode() not in b"".join(stored.contents.values()) and TOKEN not in str(stored.commits)
+    assert guarded.store().resolve().commit == commit
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path):
+    with pytest.raises(UserError) as raised:
+        open_store(
+            f"oxen://me:{TOKEN}@hub.oxen.ai/ns/name", branch="main", lock_timeout=1, store_timeout=1, cache_dir=tmp_path
+        )
+    assert TOKEN not in str(raised.value)
