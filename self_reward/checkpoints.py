@@ -16,6 +16,7 @@ from self_reward.errors import UserError
 
 log = logging.getLogger(__name__)
 
+FILE_SIZE = "2GB"  # of one file of weights at most: a push that was interrupted sends whole files again, no less
 COMPLETE = ".complete"  # written last; its time is the time of the last use
 TOKENIZER_FILES = [
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -84,7 +85,7 @@ def _merge(base: Path, chain: list[Path], out: Path, *, trust_remote_code: bool)
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: the adapter does not fit {base} and the adapters before it: {error}") from error
-    model.to(getattr(torch, weights_dtype(base))).save_pretrained(out)
+    model.to(getattr(torch, weights_dtype(base))).save_pretrained(out, max_shard_size=FILE_SIZE)
     copy_tokenizer([base, *chain], out)
 
 

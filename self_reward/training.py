@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from self_reward import base_model, disk
 from self_reward.base_model import weights_dtype
-from self_reward.checkpoints import copy_tokenizer, quiet, written_beside
+from self_reward.checkpoints import FILE_SIZE, copy_tokenizer, quiet, written_beside
 from self_reward.errors import TryAgain, UserError
 
 log = logging.getLogger(__name__)
@@ -506,7 +506,7 @@ def _save(model: Any, model_dir: Path, out: Path, finetune: str, chat_template: 
                 config["target_modules"].sort()
             (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         else:
-            model.to(getattr(torch, weights_dtype(model_dir))).save_pretrained(part)
+            model.to(getattr(torch, weights_dtype(model_dir))).save_pretrained(part, max_shard_size=FILE_SIZE)
             before = json.loads((model_dir / "config.json").read_bytes())
             config = json.loads((part / "config.json").read_bytes())
             for name in DROPOUTS:  # the dropout of this training is no property of the model
