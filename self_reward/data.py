@@ -51,7 +51,9 @@ def seed(
     try:
         source, commit = _fetch_seed(data_repo, seed_data, scratch, progress, options)
     except UserError as error:
-        raise type(error)([f"seed_data: {problem.removeprefix('data_repo ')}" for problem in error.problems]) from None
+        problems = [problem.removeprefix("data_repo ") for problem in error.problems]
+        variable = _token_variable(data_repo, seed_data)
+        raise type(error)([f"seed_data: {one.replace('OXEN_TOKEN', variable)}" for one in problems]) from None
     files = {path: local for path, local in source.items() if path not in there}
     if not is_remote(data_repo):
         make_folder(data_repo)
@@ -95,20 +97,23 @@ def _fetch_seed(
 
 
 def _open_seed(data_repo: str, seed_data: str, options: dict[str, Any]) -> Any:
-    """The store of the seed data; the token of one server is not shown to another."""
     if not is_remote(seed_data):
         return open_store(seed_data, branch="main", **options)
-    from self_reward.store import address
     from self_reward.store.remote import RemoteStore
 
-    same = is_remote(data_repo) and address.parse(data_repo).server == address.parse(seed_data).server
     return RemoteStore(
         seed_data,
         branch="main",
         store_timeout=options["store_timeout"],
         cache_dir=Path(options["cache_dir"]),
-        token="OXEN_TOKEN" if same else "SEED_OXEN_TOKEN",
+        token=_token_variable(data_repo, seed_data),
     )
+
+
+def _token_variable(data_repo: str, seed_data: str) -> str:
+    """Where the token for `seed_data` is: that of one server is not shown to another."""
+    same = is_remote(data_repo) and data_repo.split("/")[:3] == seed_data.split("/")[:3]
+    return "OXEN_TOKEN" if same else "SEED_OXEN_TOKEN"
 
 
 def _seed_paths(names: Any, where: str) -> list[str]:
