@@ -31,13 +31,18 @@ def generate(
     seed: int,
     partial: Path,
     name: str = "samples",
+    shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Sample]]:
     """The n samples of each prompt, in the order of `prompts`.
 
+    Of `shard` (i, m) every m-th of the sampler's chunks, from the i-th on, is sampled; the prompts of the others have
+    no samples. So m processes divide the work evenly, long prompts and short, and with the transformers sampler each
+    sample is that of an undivided run.
+
     Finished prompts are kept in `partial`/`name`.jsonl, one line each, appended as they come; the first line says what
     was asked for, and a file of other work is started anew. A stage that generates twice gives two names. `progress`
-    gets (prompts done, prompts in all). With the transformers sampler an interrupted run returns exactly what an
+    gets (prompts done, prompts of this shard). With the transformers sampler an interrupted run returns exactly what an
     undisturbed one does.
     """
     request = {
@@ -55,13 +60,19 @@ def generate(
     path = partial / f"{name}.jsonl"
     header = json.dumps({"request": request}).encode() + b"\n"
     samples = read_partial(path, header)
+    own = set(range(len(prompts)))
+    if shard != (0, 1):
+        chunks = sampler.chunks(prompts)
+        own = {index for chunk in chunks[shard[0] :: shard[1]] for index in chunk}
+        if not own:
+            log.warning("shard %d/%d has nothing to do: %d prompts make %d chunks", *shard, len(prompts), len(chunks))
     if samples:
-        log.info("going on in %s/%s after %d of %d prompts", partial.name, path.name, len(samples), len(prompts))
+        log.info("going on in %s/%s after %d of %d prompts", partial.name, path.name, len(samples), len(own))
     with open(path, "ab") as file:
         if file.tell() == 0:
             file.write(header)
         if progress:
-            progress(len(samples), len(prompts))
+            progress(len(samples), len(own))
         synced = time.monotonic()
         for index, answers in sampler.sample(
             prompts,
@@ -71,7 +82,7 @@ def generate(
             max_tokens=max_tokens,
             stop_token_ids=stop_token_ids,
             seed=seed,
-            done=set(samples),
+            done=set(range(len(prompts))) - own | set(samples),
         ):
             samples[index] = answers
             row = {"index": index, "samples": [[s.text, s.token_ids, s.finish_reason] for s in answers]}
@@ -81,8 +92,8 @@ def generate(
                 os.fsync(file.fileno())
                 synced = time.monotonic()
             if progress:
-                progress(len(samples), len(prompts))
-    return [samples[index] for index in range(len(prompts))]
+                progress(len(samples), len(own))
+    return [samples[index] if index in own else [] for index in range(len(prompts))]
 
 
 def read_partial(path: Path, header: bytes) -> dict[int, list[Sample]]:

@@ -73,7 +73,7 @@ class Run(Fields):
 class Shards(Fields):
     """How several processes share a stage's work."""
 
-    shard: str | None = neutral(None, pattern=r"^\d+/\d+$")
+    shard: str | None = neutral(None, pattern=r"^(0|[1-9]\d*)/[1-9]\d*$")
     """The part of the work that this process does: i/n, i from 0. It commits to a branch of its own on the data
     repository's server; stages/merge.py makes the stage's one commit of all n."""
     shards: int = neutral(1, ge=1)
@@ -479,9 +479,7 @@ def contradictions(parameters: Run) -> list[str]:
         number, count = map(int, values["shard"].split("/"))
         if number >= count:
             found.append(
-                f"shard = {values['shard']}: the shards of {count} are 0/{count} to {count - 1}/{count}"
-                if count
-                else f"shard = {values['shard']}: there must be at least one shard, such as 0/1"
+                f"shard = {values['shard']}: of {count} shards the first is 0/{count}, the last {count - 1}/{count}"
             )
     branch = values["branch"]
     if ".." in branch or "//" in branch or branch.endswith(("/", ".", ".lock")):

@@ -33,12 +33,13 @@ def score(
     high: int,
     seed: int,
     partial: Path,
+    shard: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Judgement]:
     """Judge each (prompt, response). Equal ones are judged once: the same question has the same distribution of votes.
 
     `forced`: after each justification the next token is restricted to the scale's digits, and the vote is its expected
-    value (G-Eval, arXiv 2303.16634).
+    value (G-Eval, arXiv 2303.16634). `shard` is as in generation.generate: a response of another shard has no votes.
     """
     distinct = list(dict.fromkeys(answers))
     questions = [chat.prompt_ids(tokenizer, judge.judge_prompt(rubric, *answer)) for answer in distinct]
@@ -52,6 +53,7 @@ def score(
         stop_token_ids=chat.stop_token_ids(tokenizer),
         seed=seed,
         partial=partial,
+        shard=shard,
         progress=progress,
     )
     texts = [[sample.text for sample in row] for row in samples]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import self_reward
-from self_reward import artifacts, disk
+from self_reward import artifacts, disk, shards
 from self_reward import parameters as parameter_module
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import Commit, Snapshot, index, is_remote, open_store, recorded_sha256
@@ -54,7 +54,8 @@ class Run:
     `inputs`: what artifacts.py says the stage reads and writes; `base_id`: the base model as resolved, or None;
     `seed`: the parameter `seed` made different for each stage and iteration, so that no two sample with the same random
     numbers; `partial`: a folder that survives a kill, for results from which the next try goes on; `counts`: numbers
-    for the summary, the commit message and the manifest; `details`: anything else for the manifest.
+    for the summary, the commit message and the manifest; `details`: anything else for the manifest; `key`: the stage's;
+    `shard`: (i, n) where this process does part i of n of the work, else (0, 1).
     """
 
     def __init__(
@@ -66,13 +67,22 @@ class Run:
         snapshot: Snapshot,
         folder: Path,
         seed: int = 0,
+        key: str = "",
+        shard: tuple[int, int] = (0, 1),
     ):
-        self.stage, self.inputs, self.base_id, self.seed = stage, inputs, base_id, seed
+        self.stage, self.inputs, self.base_id, self.seed, self.key, self.shard = (
+            stage,
+            inputs,
+            base_id,
+            seed,
+            key,
+            shard,
+        )
         self.partial = folder / "partial"
         self.counts: dict[str, Any] = {}
         self.details: dict[str, Any] = {}
         self.log = log
-        self._store, self._snapshot, self._folder = store, snapshot, folder
+        self.store, self.folder, self._snapshot = store, folder, snapshot
         self._pulled: set[str] = set()
         self._progress = Progress()
 
@@ -84,13 +94,13 @@ class Run:
         """The file or folder of the input `name`, copied out of the data repository and checked at its first use."""
         path = self.inputs.paths[name]
         if name not in self._pulled:
-            self._store.pull(self._snapshot, [path], self._folder / "inputs", progress=self.progress)
+            self.store.pull(self._snapshot, [path], self.folder / "inputs", progress=self.progress)
             self._pulled.add(name)
-        return self._folder / "inputs" / path
+        return self.folder / "inputs" / path
 
     def output(self, name: str) -> Path:
         """Where to write the output `name`."""
-        path = self._folder / "outputs" / self.inputs.outputs[name]
+        path = self.folder / "outputs" / self.inputs.outputs[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -149,13 +159,20 @@ class Progress:
         return f", about {seconds:.0f} s left"
 
 
-def main(name: str, work: Callable[[Any, Run], None], doc: str | None, stop_rule: StopRule | None = None) -> int:
+def main(
+    name: str,
+    work: Callable[[Any, Run], None],
+    doc: str | None,
+    stop_rule: StopRule | None = None,
+    merge: bool = False,
+) -> int:
     """Run the stage `name`; returns its exit code.
 
     `stop_rule(parameters, counts, details)` says why no later step should run, or None. It is asked also when the
-    stage is skipped, so that a changed bound holds without the work being done again.
+    stage is skipped, so that a changed bound holds without the work being done again. `merge`: `work` joins what shards
+    of the stage have done, whose branches are removed after the commit.
     """
-    return guard(lambda: _run(name, work, doc or name, stop_rule), name)
+    return guard(lambda: _run(name, work, doc or name, stop_rule, merge), name)
 
 
 def guard(function: Callable[[], None], name: str = "plan") -> int:
@@ -182,10 +199,10 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
     return 0
 
 
-def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopRule | None) -> None:
+def _run(name: str, work: Callable[[Any, Run], None], doc: str, stop_rule: StopRule | None, merge: bool) -> None:
     p = parameter_module.parse(name, doc)
     with disk.explained(*disks(p)):
-        _run_with(p, name, work, stop_rule)
+        _run_with(p, name, work, stop_rule, merge)
 
 
 def disks(p: Any) -> list[Path]:
@@ -215,15 +232,18 @@ def _work_dir(p: Any) -> Path:
     return work_dir
 
 
-def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None) -> None:
+def _run_with(
+    p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None, merge: bool = False
+) -> None:
     started = time.monotonic()
     _finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
+    shard = _shard(p, merge)
     store, work_dir = open_data_repo(p), _work_dir(p)
     snapshot = store.resolve(p.revision)
     for note in snapshot.notes:
         log.info("%s", note)
     inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
-    label = f"M{p.iteration} {name}"
+    label = f"M{p.iteration} {name}" + (f" {p.shard}" if shard else "")
     if inputs.nothing_to_do:
         _finish(p, snapshot.commit, "")
         print(f"{label}  nothing to do ({inputs.nothing_to_do})  (commit {snapshot.commit})")
@@ -232,56 +252,100 @@ def _run_with(p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: St
     key = _key(name, p, inputs, base, snapshot)
     manifest_path = f"M{p.iteration}/{name}.manifest.json"
 
-    folder = _own_folder(work_dir, p, key)
+    folder = _own_folder(work_dir, p, key if shard is None else "{}-{}-of-{}".format(key, *shard))
     if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
         commit, manifest = found
-        if commit is None:
+        if commit is None and shard:
+            commit = snapshot.commit
+        elif commit is None:
             _refuse_moved_branch(p, snapshot)
             commit = _commit_again(store, snapshot, key, manifest_path, inputs, folder)
-        _remove_unlocked(folder)  # what a process left that was killed after its commit
-        log.info("done already: %s", commit)
-        _finish(p, commit, _stop_reason(stop_rule, p, manifest["counts"], manifest["details"]))
-        print(f"{label}  skipped  (commit {commit})")
+        if merge:
+            shards.remove(store, key)
+        _skip(
+            p,
+            label,
+            folder,
+            commit,
+            "" if shard else _stop_reason(stop_rule, p, manifest["counts"], manifest["details"]),
+        )
         return
 
     _refuse_users_files(inputs, snapshot)
-    _refuse_moved_branch(p, snapshot)
+    own_key, target, head = key, store, snapshot.head
+    if shard is None:
+        _refuse_moved_branch(p, snapshot)
+    else:
+        own_key, target, head = _hash_of([key, shard]), store.on(shards.branch(key, *shard)), snapshot.commit
+        if target.branch in store.branches(shards.folder(key)):
+            there = target.resolve()
+            head = there.head
+            if not p.force and there.log[0].key == own_key and _manifest_with(there, key, manifest_path, p.shard):
+                _skip(p, label, folder, head, "")
+                return
     _remove_abandoned(folder)
     with _only_worker(folder):
         shutil.rmtree(folder / "outputs", ignore_errors=True)
         (folder / "partial").mkdir(parents=True, exist_ok=True)
-        run = Run(name, inputs, base, store, snapshot, folder, seed=_own_seed(p, name))
+        seed = _own_seed(p, name)
+        run = Run(name, inputs, base, store, snapshot, folder, seed=seed, key=key, shard=shard or (0, 1))
         log.info("started at commit %s, key %s", snapshot.commit, key[:12])
         try:
             work(p, run)
         except UserError as error:  # the user knows a file by its place in the data repository, not by our copy's
             raise UserError([problem.replace(f"{folder}/inputs/", "") for problem in error.problems]) from error
-        stopped = _stop_reason(stop_rule, p, run.counts, run.details)
+        stopped = "" if shard else _stop_reason(stop_rule, p, run.counts, run.details)
         outputs = {path: folder / "outputs" / path for path in inputs.outputs.values()}
         if missing := [path for path, local in outputs.items() if not local.exists()]:
             raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
         seconds = round(time.monotonic() - started, 2)
         manifest = _manifest(name, p, key, snapshot, inputs, run, stopped, seconds)
+        if shard:
+            manifest["shard"] = p.shard
         (folder / "outputs" / manifest_path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "outputs" / manifest_path).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        if shard:
+            store.make_branch(target.branch, snapshot.commit)
         try:
-            commit = store.push(
+            commit = target.push(
                 {**outputs, manifest_path: folder / "outputs" / manifest_path},
-                key=key,
+                key=own_key,
                 message=f"{label}: {_in_words(run.counts)}",
-                expected_head=snapshot.head,
+                expected_head=head,
                 progress=run.progress,
             )
         except Conflict:
-            newer = _newer(store.resolve(snapshot.commit))
-            if not newer or newer[-1].key != key:
+            newer = _newer(target.resolve(head))
+            if not newer or newer[-1].key != own_key:
                 raise
             commit = newer[-1].id  # another process with equal parameters was faster
             log.info("another process has committed this very result: %s", commit)
+        if merge:
+            shards.remove(store, key)
         _finish(p, commit, stopped)
         shutil.rmtree(folder, ignore_errors=True)
     counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
     print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
+
+
+def _shard(p: Any, merge: bool) -> tuple[int, int] | None:
+    """The part of the work that is asked for, as (i, n); None: all of it."""
+    shard = getattr(p, "shard", None)
+    if merge and shard:
+        raise UserError(f"--shard {shard} is for the stage; merge takes --shards, the number of shards in all")
+    if (merge or shard) and not is_remote(p.data_repo):
+        raise UserError(
+            f"shards need a data repository on a server, which takes commits of several processes; {p.data_repo} "
+            "is a folder. Give an address (oxen://HOST/NAMESPACE/NAME), or leave --shard out"
+        )
+    return tuple(map(int, shard.split("/"))) if shard else None  # type: ignore[return-value]
+
+
+def _skip(p: Any, label: str, folder: Path, commit: str, stopped: str) -> None:
+    _remove_unlocked(folder)  # what a process left that was killed after its commit
+    log.info("done already: %s", commit)
+    _finish(p, commit, stopped)
+    print(f"{label}  skipped  (commit {commit})")
 
 
 def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
@@ -406,9 +470,9 @@ def _done(
     return None
 
 
-def _manifest_with(snapshot: Snapshot, key: str, manifest_path: str) -> dict[str, Any] | None:
+def _manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> dict[str, Any] | None:
     manifest = json.loads(snapshot.small.get(manifest_path, b"{}"))
-    if manifest.get("key") != key:
+    if (manifest.get("key"), manifest.get("shard")) != (key, shard):
         return None
     there = all(snapshot.sha256.get(path) == output["sha256"] for path, output in manifest["outputs"].items())
     return manifest if there else None
@@ -461,10 +525,10 @@ def _manifest(
 
     outputs = {}
     for path in inputs.outputs.values():
-        local = run._folder / "outputs" / path
+        local = run.folder / "outputs" / path
         files = [f"{path}/{rest}" for rest in index.walk(local, skip_hidden=False)] if local.is_dir() else [path]
         for file in files:
-            entry = index.hash_file(run._folder / "outputs" / file)
+            entry = index.hash_file(run.folder / "outputs" / file)
             outputs[file] = {"sha256": entry.sha256, "xxh3": entry.blob, "size": entry.size}
     versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
     for package in PACKAGES:

@@ -1,7 +1,7 @@
 """02_gen_responses: the policy answers each new prompt `responses_per_prompt` times.
 
 Reads   M{k}/generated/prompts.jsonl, the policy
-Writes  M{k}/generated/responses.jsonl
+Writes  M{k}/generated/responses.jsonl; with --shard i/n a part of it, for stages/merge.py
 Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
@@ -11,12 +11,12 @@ from self_reward import artifacts, stage
 
 
 def work(p, run):
-    from self_reward import chat, generation, jsonl, loading
+    from self_reward import chat, generation, jsonl, loading, shards
 
     prompts = list(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder, run.seed)
+    sampler = loading.sampler(p, folder, run.seed + run.shard[0])
     run.details["sampler"] = sampler.engine
     answers = generation.generate(
         sampler,
@@ -28,6 +28,7 @@ def work(p, run):
         stop_token_ids=chat.stop_token_ids(tokenizer),
         seed=run.seed,
         partial=run.partial,
+        shard=run.shard,
         progress=run.progress,
     )
     rows = [
@@ -38,14 +39,14 @@ def work(p, run):
             "completion": sample.text,
             "finish_reason": sample.finish_reason,
             "tokens": len(sample.token_ids),
+            **({shards.POSITION: position} if p.shard else {}),
         }
-        for row, samples in zip(prompts, answers, strict=True)
+        for position, (row, samples) in enumerate(zip(prompts, answers, strict=True))
         for i, sample in enumerate(samples)
     ]
-    run.counts["prompts"] = len(prompts)
-    run.counts["responses"] = jsonl.write(run.output("responses"), rows)
-    run.counts["truncated"] = sum(row["finish_reason"] == "length" for row in rows)
-    run.counts["tokens"] = sum(row["tokens"] for row in rows)
+    jsonl.write(run.output("responses"), rows)
+    run.counts["prompts"] = sum(map(bool, answers))
+    run.counts |= shards.response_counts(rows)
 
 
 if __name__ == "__main__":

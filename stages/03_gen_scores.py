@@ -1,7 +1,7 @@
 """03_gen_scores: the policy judges each response `judge_votes` times by the rubric; the votes are averaged.
 
 Reads   M{k}/generated/responses.jsonl, the policy
-Writes  M{k}/generated/scores.jsonl
+Writes  M{k}/generated/scores.jsonl; with --shard i/n a part of it, for stages/merge.py
 Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
@@ -12,7 +12,7 @@ from self_reward.errors import all_of
 
 
 def work(p, run):
-    from self_reward import jsonl, loading, scoring
+    from self_reward import jsonl, loading, scoring, shards
 
     rubric, responses = all_of(
         lambda: loading.rubric(run, p),
@@ -20,7 +20,7 @@ def work(p, run):
     )
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder, run.seed)
+    sampler = loading.sampler(p, folder, run.seed + run.shard[0])
     run.details["sampler"] = sampler.engine
     judgements = scoring.score(
         sampler,
@@ -36,21 +36,23 @@ def work(p, run):
         high=p.score_max,
         seed=run.seed,
         partial=run.partial,
+        shard=run.shard,
         progress=run.progress,
     )
-    run.counts["responses"] = jsonl.write(
-        run.output("scores"),
-        (
-            {**row, "score": judged.score, "votes": judged.votes, "reasoning": judged.reasoning}
-            for row, judged in zip(responses, judgements, strict=True)
-        ),
-    )
-    votes = [pair for judged in judgements for pair in zip(judged.votes, judged.reasoning, strict=True)]
-    unreadable = [text for vote, text in votes if vote is None]
-    run.counts["votes"] = len(votes)
-    run.counts["unreadable_votes"] = len(unreadable)
-    run.counts["unscored_responses"] = sum(judged.score is None for judged in judgements)
-    run.details["unreadable_samples"] = list(dict.fromkeys(unreadable))[:3]
+    rows = [
+        {
+            **row,
+            "score": judged.score,
+            "votes": judged.votes,
+            "reasoning": judged.reasoning,
+            **({shards.POSITION: position} if p.shard else {}),
+        }
+        for position, (row, judged) in enumerate(zip(responses, judgements, strict=True))
+        if judged.votes
+    ]
+    jsonl.write(run.output("scores"), rows)
+    run.counts |= shards.score_counts(rows)
+    run.details["unreadable_samples"] = shards.unreadable_samples(rows)
 
 
 def stop_rule(p, counts, details):

@@ -13,7 +13,7 @@ from pathlib import Path
 from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import UserError, all_of
 
-BY_STEP = ("iteration", "revision", "commit_file", "stop_file", "shard", "shards")  # set a step, never for a run
+BY_STEP = ("iteration", "revision", "commit_file", "stop_file", "shard")  # set a step, never for the whole run
 SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
 

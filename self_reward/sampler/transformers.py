@@ -65,14 +65,17 @@ class TransformersSampler:
         prompt). So an interrupted run gives exactly the samples of an undisturbed one. Temperature 0 is greedy: n
         equal samples. A prompt that leaves no room in the model gives n empty samples with finish_reason "length".
         """
-        chunks = chunks_by_length(prompts, self.batch_size)
-        for chunk in chunks:
+        for chunk in self.chunks(prompts):
             if not all(index in done for index in chunk):
                 for index, samples in self._sample_chunk(
                     prompts, chunk, n, temperature, top_p, max_tokens, stop_token_ids, seed
                 ):
                     if index not in done:
                         yield index, samples
+
+    def chunks(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Indices of the prompts that are sampled together. Work that is divided between them loses nothing."""
+        return chunks_by_length(prompts, self.batch_size)
 
     def _sample_chunk(
         self,

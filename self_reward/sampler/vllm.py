@@ -74,6 +74,10 @@ class VllmSampler:
         self.max_model_len: int = self.llm.vllm_config.model_config.max_model_len
         self.calls = 0
 
+    def chunks(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Indices of the prompts that must stay together: each stands alone, the engine fills its own batches."""
+        return [[index] for index in range(len(prompts))]
+
     def sample(
         self,
         prompts: list[list[int]],
