@@ -1,0 +1,401 @@
+"""What goes wrong with a server: the right error, in time, exactly one commit, nothing left lying about.
+
+The server is the double that fails on command (fake_oxen.py); where a real one is needed it says so.
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from self_reward.disk import is_full
+from self_reward.errors import TryAgain
+from self_reward.store import index
+from self_reward.store.errors import Auth, Conflict, Corrupt, Network, ServerError
+from tests import disk_full, servers
+from tests.fake_oxen import FakeOxen
+from tests.place import MANIFEST, PROMPTS, SEEDS, Place
+
+ROOT = Path(__file__).parent.parent
+SHORT = 1.5  # seconds of store_timeout
+LATE = 2.5  # that an error may come after it, on a busy machine
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    """A repository with seeds and pushed prompts on a double of its own."""
+    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
+    with FakeOxen() as fake:
+        place = Place(SimpleNamespace(url=fake.url, fake=fake, token=None), "faults", tmp_path)
+        place.talk.create()
+        place.put()
+        place.push({PROMPTS: b"prompt\n" * 1000}, key="01")
+        fake.requests.clear()
+        yield place
+
+
+def resolve(repo, **changed):
+    return repo.store(cache="cold", **changed).resolve()
+
+
+def pull(repo, **changed):
+    snapshot = repo.store().resolve()
+    repo.fake.requests.clear()
+    store = repo.store(**changed)
+    return store.pull(snapshot, ["M0"], repo.folder / "in")
+
+
+def push(repo, **changed):
+    return repo.push({PROMPTS: b"new prompt\n" * 1000}, key="02", expected=head(repo), store=repo.store(**changed))
+
+
+def head(repo):
+    return repo.fake.repositories["ns/faults"].branches["main"]
+
+
+def ours(repo, key="02"):
+    """How many commits have this key."""
+    return sum(f"key: {key}" in one["message"] for one in repo.log())
+
+
+@contextlib.contextmanager
+def in_time(seconds=SHORT + LATE):
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+REQUESTS = {
+    resolve: [("GET", "/branches/main$"), ("GET", "/history/"), ("GET", "/dir/"), ("GET", "/file/.*manifest.json")],
+    pull: [("GET", f"/file/.*{PROMPTS}"), ("GET", f"/file/.*{SEEDS}")],
+    push: [
+        ("GET", "/branches/main$"),
+        ("GET", "/dir/"),
+        ("GET", "/workspaces$"),
+        ("PUT", "/workspaces$"),
+        ("POST", "/uploads$"),
+        ("PUT", "/parts/1$"),
+        ("POST", "/merge/main$"),
+    ],
+}
+
+
+@pytest.mark.parametrize("how", ["429", "500", "502", "503", "cut"])
+@pytest.mark.parametrize("operation", REQUESTS, ids=lambda one: one.__name__)
+def test_what_passes_is_tried_again(repo, operation, how, caplog):
+    """oxenai sends a GET a second time and a PUT never. Here every request fails once, and one of them twice."""
+    caplog.set_level(logging.INFO)
+    if how == "429" and operation is push:  # each waits for the second that the server asks for
+        faults = [repo.fake.fail("PUT", "/parts/1$", how), repo.fake.fail("POST", "/merge/main$", how, times=2)]
+    else:
+        faults = [repo.fake.fail(*request, how, times=1 + (request[1] == "/dir/")) for request in REQUESTS[operation]]
+    operation(repo)
+    assert [fault.hits for fault in faults] == [fault.times for fault in faults]
+    assert caplog.text.count("trying again in") >= len(faults)
+    assert ours(repo) == (operation is push) and repo.workspaces() == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "request_", "how", "kind", "said"),
+    [
+        (resolve, ("GET", "/branches/main$"), "hang", Network, "store_timeout"),
+        (resolve, ("GET", "/dir/"), "slow", Network, "store_timeout"),
+        (resolve, ("GET", "/dir/"), "500", ServerError, "told to answer 500"),
+        (resolve, ("GET", "/branches/main$"), "502", ServerError, "502"),
+        (resolve, ("GET", "/history/"), "garbage", ServerError, "Is this the address of an Oxen server"),
+        (pull, ("GET", f"/(file|chunk)/.*{PROMPTS}"), "hang", Network, "store_timeout"),
+        (pull, ("GET", f"/(file|chunk)/.*{PROMPTS}"), "slow", Network, "store_timeout"),
+        (pull, ("GET", f"/(file|chunk)/.*{SEEDS}"), "429", ServerError, "told to answer 429"),
+        (push, ("PUT", "/parts/1$"), "hang_midway", Network, "store_timeout"),
+        (push, ("PUT", "/parts/1$"), "cut", Network, "broke"),
+        (push, ("POST", "/uploads$"), "429", ServerError, "told to answer 429"),
+        (push, ("POST", "/merge/main$"), "hang", Network, "store_timeout"),
+        (push, ("POST", "/merge/main$"), "502", ServerError, "502"),
+    ],
+)
+def test_what_does_not_pass_is_an_error_within_store_timeout(repo, operation, request_, how, kind, said):
+    """oxenai has no time limit at all: a hung server blocks it for ever."""
+    before = head(repo)
+    repo.fake.fail(*request_, how, times=None)
+    with in_time(), pytest.raises(TryAgain, match=said) as raised:
+        operation(repo, timeout=SHORT)
+    assert type(raised.value) is kind and repo.server.url.removeprefix("http://") in str(raised.value)
+    assert head(repo) == before
+    assert not (repo.folder / "in" / PROMPTS).exists() or PROMPTS not in request_[1]
+    repo.fake.release()
+    if operation is push:
+        commit = push(repo)
+        assert (head(repo), ours(repo), repo.workspaces()) == (commit, 1, [])
+    if operation is pull:
+        pull(repo)
+        assert (repo.folder / "in" / PROMPTS).read_bytes() == b"prompt\n" * 1000
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+@pytest.mark.parametrize("operation", REQUESTS, ids=lambda one: one.__name__)
+def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
+    before = head(repo)
+    fault = repo.fake.fail(*REQUESTS[operation][-1], status, times=None)
+    with in_time(1.5), pytest.raises(Auth, match="OXEN_TOKEN"):
+        operation(repo)
+    assert fault.hits == 1 and head(repo) == before
+    repo.fake.release()
+    operation(repo)
+    assert repo.workspaces() == []
+
+
+def test_a_server_that_is_down(repo):
+    repo.fake.kill()
+    with in_time(), pytest.raises(Network, match=r"cannot be reached.*Connection refused.*store_timeout"):
+        repo.store(timeout=SHORT).resolve()
+    threading.Timer(1, repo.fake.start).start()
+    assert repo.store().resolve().head == head(repo)  # came back in time
+
+
+def test_a_host_that_does_not_exist(repo):
+    repo.address = "oxen://no-such-host.invalid/ns/name"
+    with in_time(), pytest.raises(Network, match="no-such-host.invalid"):
+        repo.store(timeout=SHORT).resolve()
+
+
+def test_a_branch_is_not_taken_for_missing_when_the_server_fails(repo):
+    """oxenai's get_branch says the same for "not found" and for "network down"."""
+    repo.fake.fail("GET", "/branches/other$", "500", times=None)
+    with pytest.raises(ServerError):
+        repo.store("other", timeout=SHORT).resolve()
+    assert repo.fake.seen("POST", "") == []
+    repo.fake.release()
+    repo.fake.fail("GET", "/api/repos/ns/faults$", "502", times=None)
+    repo.name = "faults"
+    repo.fake.fail("GET", "/branches/other$", "404")
+    with pytest.raises(ServerError):  # and not "the repository does not exist"
+        repo.store("other", timeout=SHORT).resolve()
+
+
+@pytest.mark.parametrize("how", ["lost", "done 500", "done 502", "garbage"])
+def test_a_commit_that_landed_though_its_answer_did_not_say_so_is_made_once(repo, how):
+    """oxenai sends the commit again after a 502, and a failing hook of the server raises though the commit landed."""
+    fault = repo.fake.fail("POST", "/merge/", how, times=None)
+    commit = push(repo)
+    assert fault.hits == 1 and head(repo) == commit and ours(repo) == 1 and repo.workspaces() == []
+
+
+def test_a_commit_that_landed_while_the_server_went_away_is_found_by_the_next_push(repo):
+    before = head(repo)
+    repo.fake.fail("POST", "/merge/", "lost")
+    repo.fake.fail("GET", "/branches/main$", "503", after=1, times=None)  # the look at the head fails, too
+    with in_time(), pytest.raises(TryAgain):
+        push(repo, timeout=SHORT)
+    repo.fake.release()
+    repo.fake.requests.clear()
+    landed = head(repo)
+    assert landed != before and ours(repo) == 1
+    files = {PROMPTS: b"new prompt\n" * 1000}
+    assert repo.push(files, key="02", expected=before) == landed
+    assert repo.fake.seen("POST|PUT", "") == [] and ours(repo) == 1 and repo.workspaces() == []
+
+
+def test_a_conflict_that_nobody_caused_is_told(repo):
+    repo.fake.fail("POST", "/merge/", "409", times=None)
+    before = head(repo)
+    with in_time(), pytest.raises(Conflict):
+        push(repo)
+    assert head(repo) == before and repo.workspaces() == []
+
+
+def test_another_writer_between_the_last_look_and_the_commit_does_not_mix(repo):
+    """The window that a look at the head cannot close; the server compares the fence."""
+    other = Place(repo.server, "faults", repo.folder / "other")
+    done = []
+    repo.fake.fail("POST", "/merge/", lambda: done or done.append(other.push({PROMPTS: b"theirs\n"}, key="03")))
+    with pytest.raises(Conflict, match="M0 test"):
+        push(repo)
+    assert head(repo) == done[0] and ours(repo) == 0 and ours(repo, "03") == 1 and repo.workspaces() == []
+
+
+def test_another_program_between_the_last_look_and_the_commit_is_named(repo):
+    """One that knows nothing of the fence, and touches other files: nothing of either is lost, and it is said."""
+    done = []
+    repo.fake.fail("POST", "/merge/", lambda: done.append(repo.talk.push({"notes.txt": b"x"}, message="by hand")))
+    with pytest.raises(Conflict, match=r"by hand.*whole") as raised:
+        push(repo)
+    assert done[0] in str(raised.value) and head(repo) in str(raised.value)
+    assert ours(repo) == 1 and {"notes.txt", PROMPTS} <= set(repo.store().resolve().files)
+
+
+def test_a_push_that_fails_midway_commits_nothing_and_the_next_removes_what_it_left(repo):
+    """OxenFS commits half-written files when its block raises."""
+    before = head(repo)
+    repo.fake.fail("PUT", "/parts/1$", "500", after=1, times=None)
+    repo.fake.fail("DELETE", "/workspaces/", "500", times=None)
+    with pytest.raises(ServerError):
+        push(repo, timeout=SHORT)
+    repo.fake.release()
+    repo.talk.workspace("somebodys")
+    assert head(repo) == before and len(repo.workspaces()) == 2
+    push(repo)
+    assert [one["id"] for one in repo.workspaces()] == ["somebodys"] and ours(repo) == 1
+
+
+def test_an_upload_that_the_server_has_forgotten_is_begun_again(repo):
+    """A server that was restarted, or that dropped an idle upload, answers 404 to its parts."""
+    repo.fake.fail("PUT", "/parts/1$", "404")
+    push(repo)
+    assert ours(repo) == 1
+    repo.pull([PROMPTS])
+
+
+def test_a_workspace_that_is_gone_is_told(repo):
+    store = repo.fake.repositories["ns/faults"]
+    repo.fake.fail("POST", "/merge/", store.workspaces.clear)
+    with pytest.raises(TryAgain, match="gone"):
+        push(repo)
+    assert ours(repo) == 0
+    push(repo)
+    assert ours(repo) == 1
+
+
+def test_a_download_that_breaks_goes_on_where_it_broke(repo):
+    content = os.urandom(3_000_000)
+    repo.push({"M0/generated/big.bin": content}, key="02")
+    repo.fake.fail("GET", "/file/.*big.bin", "cut")
+    repo.fake.fail("GET", "/chunk/.*big.bin", "cut", times=2)
+    repo.fake.requests.clear()
+    assert (repo.pull(["M0/generated/big.bin"]) / "M0/generated/big.bin").read_bytes() == content
+    assert len(repo.fake.seen("GET", "/file/.*big.bin")) == 1 and len(repo.fake.seen("GET", "/chunk/")) == 3
+
+
+def test_a_wrong_byte_is_told_with_both_hashes_and_nothing_is_put_in_place(repo):
+    repo.fake.fail("GET", f"/(file|chunk)/.*{PROMPTS}", "garbage", times=None)
+    with pytest.raises(Corrupt, match=PROMPTS) as raised:
+        pull(repo)
+    wrong = repo.folder / "wrong"
+    wrong.write_bytes(b"qrompt\n" + b"prompt\n" * 999)
+    assert index.blob_of(wrong) in str(raised.value)
+    assert repo.store().resolve().blobs[PROMPTS] in str(raised.value)
+    assert not (repo.folder / "in" / PROMPTS).exists()
+    repo.fake.release()
+    pull(repo)
+    assert (repo.folder / "in" / PROMPTS).read_bytes() == b"prompt\n" * 1000
+
+
+def test_a_wrong_byte_in_a_manifest_is_told(repo):
+    repo.fake.fail("GET", f"/file/.*{MANIFEST}", "garbage", times=None)
+    with pytest.raises(Corrupt, match=MANIFEST):
+        resolve(repo)
+
+
+def test_a_wrong_byte_on_the_way_there_is_refused_by_the_server(repo, monkeypatch):
+    """The server compares what it gets with the hash that was announced."""
+    blob_of, before = index.blob_of, head(repo)
+    monkeypatch.setattr(
+        index, "blob_of", lambda path: blob_of(path)[:-1] + "0" if path.name == "prompts.jsonl" else blob_of(path)
+    )
+    with pytest.raises(Exception, match="hash to"):
+        push(repo, timeout=SHORT)
+    assert head(repo) == before and repo.workspaces() == []
+
+
+def test_a_full_disk_of_the_server_is_told_at_once(repo):
+    before = head(repo)
+    for request in (("PUT", "/workspaces$"), ("PUT", "/parts/1$"), ("POST", "/merge/main$")):
+        fault = repo.fake.fail(*request, "disk_full", times=None)
+        with in_time(1.5), pytest.raises(ServerError, match="disk of the server is full.*No space left"):
+            push(repo)
+        assert fault.hits == 1 and head(repo) == before
+        repo.fake.release()
+    push(repo)
+    assert ours(repo) == 1 and repo.workspaces() == []
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    words = disk_full.in_own_namespace()
+    if words is None:
+        pytest.skip("no file system can be mounted here: neither as root nor in a user namespace")
+    return words
+
+
+def test_a_full_disk_of_a_real_server(namespace, tmp_path):
+    """20 MB of disk, 25 MB to push: said, nothing half-committed, and the server goes on."""
+    if reason := servers.missing("real"):
+        pytest.skip(reason)
+    script = f"""
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from tests import servers
+from tests.place import PROMPTS, Place
+from self_reward.store.errors import ServerError
+with servers.real_server(Path("{tmp_path}/disk")) as real:
+    repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "full", Path("{tmp_path}"))
+    repo.store().create()
+    repo.put()
+    before = repo.store().resolve()
+    try:
+        repo.push({{PROMPTS: os.urandom(25_000_000)}}, key="02")
+    except ServerError as error:
+        print("told:", error)
+    after = repo.store().resolve()
+    assert (before.commit, before.files) == (after.commit, after.files)
+    print("left:", [one["id"] for one in repo.workspaces() if one["id"].startswith("self-reward")])
+"""
+    command = f'mkdir "{tmp_path}/disk" && mount -t tmpfs -o size=20m tmpfs "{tmp_path}/disk" && exec "$0" -c "$1"'
+    ended = subprocess.run(
+        [*namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "told: " in ended.stdout and "disk of the server is full" in ended.stdout
+
+
+def test_a_full_disk_of_this_machine_is_told_and_the_pull_goes_on_when_there_is_room(namespace, repo):
+    big = repo.push({"M0/generated/big.bin": os.urandom(3_000_000)}, key="02")
+    script = f"""
+import shutil, sys
+from pathlib import Path
+from self_reward.errors import TryAgain
+from self_reward.store import open_store
+store = open_store("{repo.address}", branch="main", lock_timeout=1, store_timeout=20, cache_dir="{repo.folder}/cache")
+snapshot, to = store.resolve("{big}"), Path("{repo.folder}/disk")
+try:
+    store.pull(snapshot, ["M0"], to)
+except TryAgain as error:
+    print("told:", error)
+print("whole:", (to / "M0/generated/big.bin").exists())
+"""
+    command = f'mkdir "{repo.folder}/disk" && mount -t tmpfs -o size=1m tmpfs "{repo.folder}/disk" && exec "$0" -c "$1"'
+    ended = subprocess.run(
+        [*namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "told: the disk is full" in ended.stdout and "3.0 MB are needed" in ended.stdout, ended.stdout
+    assert "whole: False" in ended.stdout and is_full(TryAgain("No space left on device"))
+
+
+def test_a_real_server_that_is_killed_and_restarted_in_the_middle_of_pushes(tmp_path):
+    """Its parts of uploads are gone, its commits are not."""
+    if reason := servers.missing("real"):
+        pytest.skip(reason)
+    with servers.real_server(tmp_path / "real") as real:
+        repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "killed", tmp_path)
+        repo.store().create()
+        repo.put()
+        for i, wait in enumerate((0.05, 0.15, 0.3)):
+            content = os.urandom(40_000_000)
+            killer = threading.Timer(wait, real.restart)
+            killer.start()
+            try:
+                commit = repo.push({PROMPTS: content}, key=f"0{i}")
+            finally:
+                killer.join()
+            assert repo.store().resolve().head == commit and ours(repo, f"0{i}") == 1 and repo.workspaces() == []
+            assert (repo.pull([PROMPTS]) / PROMPTS).read_bytes() == content
