@@ -2,16 +2,34 @@
 
 self-reward export M1/dpo --to DIR --data_repo DIR [--base_model MODEL]   a servable folder of any checkpoint
 self-reward accept PATH [PATH ...] --data_repo DIR    go on with generated files that you changed on purpose
+self-reward data ls|get|log|diff|put ... --data_repo DIR    look at a data repository, fetch from it, bring data to it
 """
 
 import argparse
 import itertools
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from self_reward import artifacts, disk, parameters, stage
 from self_reward.errors import UserError
-from self_reward.store import open_store
+from self_reward.store import Snapshot, is_remote
+from self_reward.store.local import make_folder
+
+DATA = """self-reward data: look at a data repository, a folder or on a server, without the Oxen CLI.
+
+self-reward data ls [PATH] [--all]     what is there: size, which stage wrote it and when, its counts
+self-reward data get PATH [--to FILE|DIR|-]    a file or folder of any commit, checked; - is standard output
+self-reward data log [-n 20]           commits, newest first
+self-reward data diff A B [PATH]       what differs between two commits, or two iterations (M0 M1)
+self-reward data put LOCAL [LOCAL ...] --to PATH    commit your own files, such as training data
+
+All take --data_repo DIR|ADDRESS, --branch and --revision COMMIT (the first digits of its id do), and the other ways to
+give parameters: --parameter_file FILE and SELF_REWARD_PARAMETERS. --help after a command says more.
+"""
+DATA_FLAGS = ("data_repo", "branch", "revision", "parameter_file", "cache_dir", "lock_timeout", "store_timeout")
 
 
 def main() -> int:
@@ -25,8 +43,10 @@ def _main(words: list[str]) -> None:
         return
     if words[0] == "accept":
         return accept(words[1:])
+    if words[0] == "data":
+        return data(words[1:])
     if words[0] != "export":
-        raise UserError(f"unknown command {words[0]!r}; expected: export, accept")
+        raise UserError(f"unknown command {words[0]!r}; expected: export, accept, data")
     if len(words) == 1 or words[1] in ("-h", "--help"):
         parameters.parse("07_export", __doc__ or "", ["--help"])
     name, rest = words[1], words[2:]
@@ -44,12 +64,104 @@ def accept(words: list[str]) -> None:
     p = parameters.parse("07_export", __doc__ or "", words[len(paths) :])
     if not paths:
         raise UserError("accept needs the path of a generated file, as in the data repository")
-    store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
+    store = stage.open_data_repo(p)
     with disk.explained(*stage.disks(p)):
         commit, notes = store.accept(paths)
     for note in notes:
         print(note)
     print(f"{', '.join(paths)}: accepted; {p.data_repo} is at commit {commit}")
+
+
+def data(words: list[str]) -> None:
+    """Look at a data repository, fetch from it, or bring data to it."""
+    if not words or words[0] in ("-h", "--help"):
+        print(DATA)
+        return
+    name = words[0]
+    if name not in ("ls", "get", "log", "diff", "put"):
+        raise UserError(f"unknown command data {name!r}; expected: ls, get, log, diff, put")
+    given = _data_parser(name).parse_intermixed_args(words[1:])
+    flags = [word for flag in DATA_FLAGS if (value := getattr(given, flag)) for word in (f"--{flag}", value)]
+    p = parameters.parse("07_export", DATA, flags)
+    with disk.explained(*stage.disks(p)):
+        _data(name, given, p)
+
+
+def _data_parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"self-reward data {name}", allow_abbrev=False)
+    for flag in DATA_FLAGS:
+        parser.add_argument(f"--{flag}", metavar="TEXT", help="as every stage takes it (docs/parameters.md)")
+    if name == "ls":
+        parser.add_argument("path", nargs="?", default="", help="folder or file; default: everything")
+        parser.add_argument("--all", action="store_true", help="every file, also those of models and manifests")
+    elif name == "get":
+        parser.add_argument("path", help="file or folder, as data ls shows it")
+        parser.add_argument("--to", default=".", help="a new name, or a folder to put it into; -: standard output")
+    elif name == "log":
+        parser.add_argument("-n", type=int, default=20, metavar="N", help="commits at most (default: 20)")
+    elif name == "diff":
+        parser.add_argument("old", help="commit (six digits of its id or more), branch, or iteration such as M0")
+        parser.add_argument("new", help="another one of the same kind")
+        parser.add_argument("path", nargs="?", default="", help="only what is below it; of iterations e.g. eval")
+    else:
+        parser.add_argument("local", nargs="+", help="files, and folders whose contents are meant")
+        parser.add_argument("--to", required=True, help="folder in the data repository; for one file also its name")
+        parser.add_argument("--message", default="", help="what the commit says")
+        parser.add_argument(
+            "--create_repo", action="store_true", help="make the repository where it is missing, private"
+        )
+    return parser
+
+
+def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> None:
+    from self_reward import compare
+    from self_reward import data as lines_of
+
+    progress = stage.Progress()
+    if name == "put":
+        return _put(given, p)
+    store = stage.open_data_repo(p)
+    if name == "diff":
+        iterations = [bool(re.fullmatch(r"M\d+", revision)) for revision in (given.old, given.new)]
+        if iterations[0] != iterations[1]:
+            raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
+        with stage.scratch_folder(p, f"data-{os.getpid()}") as scratch:
+            if iterations[0]:
+                snapshot = _resolved(store, p.revision)
+                lines = compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
+            else:
+                old, new = _resolved(store, given.old), _resolved(store, given.new)
+                lines = compare.commits(store, old, new, given.path, scratch)
+        print("\n".join(lines))
+        return
+    snapshot = _resolved(store, p.revision)
+    if name == "ls":
+        print("\n".join(lines_of.ls(snapshot, given.path, every=given.all)))
+    elif name == "log":
+        print("\n".join(lines_of.history(snapshot.log, given.n)))
+    elif said := lines_of.get(store, snapshot, given.path, given.to, progress):
+        print(said)
+
+
+def _put(given: argparse.Namespace, p: parameters.Export) -> None:
+    from self_reward import data as lines_of
+
+    if given.create_repo and not is_remote(p.data_repo):
+        make_folder(p.data_repo)
+    store = stage.open_data_repo(p)
+    if given.create_repo and is_remote(p.data_repo) and not store.exists():
+        store.create()
+        print(f"{p.data_repo}: created, private")
+    paths, commit = lines_of.put(store, given.local, given.to, given.message)
+    said = f"commit {commit}" if commit else "nothing to commit, they are there already"
+    print("\n".join([*paths[:20], *([f"and {len(paths) - 20} more"] if len(paths) > 20 else []), said]))
+
+
+def _resolved(store: Any, revision: str | None) -> Snapshot:
+    snapshot = store.resolve(revision)
+    for note in snapshot.notes:
+        stage.log.info("%s", note)
+    return snapshot
 
 
 def export(name: str, to: Path, p: parameters.Export) -> None:
@@ -62,7 +174,7 @@ def export(name: str, to: Path, p: parameters.Export) -> None:
 def _export(name: str, to: Path, p: parameters.Export) -> str:
     from self_reward import checkpoints, loading
 
-    store = open_store(p.data_repo, branch=p.branch, lock_timeout=p.lock_timeout, store_timeout=p.store_timeout)
+    store = stage.open_data_repo(p)
     snapshot = store.resolve(p.revision)
     inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
     with stage.scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
