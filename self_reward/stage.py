@@ -262,13 +262,9 @@ def _run_with(
             commit = _commit_again(store, snapshot, key, manifest_path, inputs, folder)
         if merge:
             shards.remove(store, key)
-        _skip(
-            p,
-            label,
-            folder,
-            commit,
-            "" if shard else _stop_reason(stop_rule, p, manifest["counts"], manifest["details"]),
-        )
+        stopped = "" if shard else _stop_reason(stop_rule, p, manifest["counts"], manifest["details"])
+        made = next((c.id for c in snapshot.log if c.key == key), commit)
+        _skip(p, label, folder, commit, made if commit == snapshot.commit else commit, stopped)
         return
 
     _refuse_users_files(inputs, snapshot)
@@ -281,7 +277,7 @@ def _run_with(
             there = target.resolve()
             head = there.head
             if not p.force and there.log[0].key == own_key and _manifest_with(there, key, manifest_path, p.shard):
-                _skip(p, label, folder, head, "")
+                _skip(p, label, folder, head, head, "")
                 return
     _remove_abandoned(folder)
     with _only_worker(folder):
@@ -341,11 +337,12 @@ def _shard(p: Any, merge: bool) -> tuple[int, int] | None:
     return tuple(map(int, shard.split("/"))) if shard else None  # type: ignore[return-value]
 
 
-def _skip(p: Any, label: str, folder: Path, commit: str, stopped: str) -> None:
+def _skip(p: Any, label: str, folder: Path, commit: str, made: str, stopped: str) -> None:
+    """The result is there: `commit` is to be read by the next stage, `made` is the one that brought the result."""
     _remove_unlocked(folder)  # what a process left that was killed after its commit
-    log.info("done already: %s", commit)
+    log.info("done already: %s", made)
     _finish(p, commit, stopped)
-    print(f"{label}  skipped  (commit {commit})")
+    print(f"{label}  skipped  (commit {made})")
 
 
 def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:

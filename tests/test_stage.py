@@ -144,7 +144,10 @@ def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_anot
     assert code == 0 and "skipped" in out, err
     assert (tmp_path / "commit").read_text() == head
     code, out, err = run(repo, "--revision", start_commit, "--min_margin", "1")
-    assert code == 2 and head in err and start_commit in err, err
+    assert (
+        code == 2 and f"starts from commit {start_commit}, after which another run or person committed {head} by" in err
+    )
+    assert re.search(r" by self-reward at 20\d\d-\d\d-\d\d.*: 'M0 04_gen_preferences: 2 pairs'. To go on", err), err
     assert commits() == [head, start_commit]
 
     (repo / "M0/more.txt").write_text("user data")
@@ -152,6 +155,39 @@ def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_anot
     code, out, err = run(repo, "--revision", start_commit, "--commit_file", str(tmp_path / "commit"))
     assert code == 0 and "skipped" in out, err
     assert (tmp_path / "commit").read_text() == head and len(commits()) == 3
+
+
+OTHER = "__import__('subprocess').run([sys.executable, *sys.argv, '--work_dir', {work!r}, *{flags}], check=True)"
+
+
+@pytest.mark.parametrize("flags", [[], ["--min_margin", "1"]])
+def test_of_two_runs_on_one_branch_the_second_stops_unless_the_first_made_the_very_same(repo, tmp_path, flags):
+    """While this one works, another makes its commit, and goes on with more."""
+    other = OTHER.format(work=str(tmp_path / "other"), flags=flags)
+    body = f"""if 'other' not in ' '.join(sys.argv):
+        {other}
+        open({str(repo / "M0/more.txt")!r}, 'w').write('user data')
+        {OTHER.format(work=str(tmp_path / "other"), flags=["--min_margin", "2"])}"""
+    code, out, err = run(repo, "--commit_file", str(tmp_path / "commit"), body=body)
+    messages = log_of(repo)
+    assert len(messages) == 4 and messages[1] == "user data: M0/more.txt"
+    if flags:
+        assert (code, out.count("commit ")) == (2, 2) and "branch main moved while this stage ran" in err, err
+        assert re.search(r"found \w+ \('M0 04_gen_preferences: 2 pairs' by self-reward at 20\d\d-", err), err
+    else:
+        assert code == 0 and "another process has committed this very result" in err, err
+        assert (tmp_path / "commit").read_text() in out.splitlines()[0]
+    assert "Traceback" not in err
+
+
+def test_the_result_of_an_older_commit_is_not_brought_back_on_top_of_another_runs_commit(repo):
+    for margin in ("0", "1", "2"):
+        code, out, err = run(repo, "--min_margin", margin)
+        assert code == 0, err
+        if margin == "1":
+            middle = out.split()[-1]
+    code, _, err = run(repo, "--min_margin", "0", "--revision", middle)
+    assert code == 2 and "has moved on" in err and len(log_of(repo)) == 4
 
 
 def test_a_stop_rule_is_recorded_and_repeated_when_skipped(repo, tmp_path):
