@@ -94,9 +94,15 @@ def resolve(repo: str, branch: str, revision: str | None) -> dict[str, Any]:
     return {
         "commit": commit,
         "head": head,
-        "log": [[c.id, c.message, c.author, str(c.timestamp)] for c in log],
+        "log": [[c.id, c.message, c.author, _iso(str(c.timestamp))] for c in log],
         "notes": notes,
     }
+
+
+def _iso(time: str) -> str:
+    """ISO 8601 of Oxen's `2026-11-24 1:43:16.919 +00:00:00`."""
+    date, clock = time.split()[:2]
+    return f"{date}T{clock.zfill(len(clock) + (clock[1] == ':'))[:8]}Z"
 
 
 def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, expected_head: str) -> dict[str, Any]:
@@ -111,8 +117,8 @@ def push(repo: str, branch: str, files: dict[str, str], key: str, message: str, 
     if head != expected_head:
         raise Conflict(
             f"branch {branch} moved while this stage ran: expected commit {expected_head}, found {head} "
-            f"({newest.message.splitlines()[0]!r} by {newest.author}). Two runs on one branch do not mix: "
-            "run the stage again from the new head, or give each run its own --branch"
+            f"({newest.message.splitlines()[0]!r} by {newest.author} at {_iso(str(newest.timestamp))}). Two runs on "
+            "one branch do not mix: run the stage again from the new head, or give each run its own --branch"
         )
     sources = index.expand({name: Path(source) for name, source in files.items()})
     with ThreadPoolExecutor() as threads:  # hashing releases the GIL
