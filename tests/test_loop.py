@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from self_reward import artifacts, jsonl
-from self_reward.store import open_store
+from self_reward.store import is_manifest, open_store, recorded_sha256
+from tests import servers
+from tests.fake_oxen import FakeOxen
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -40,11 +43,11 @@ def data(tmp_path_factory):
     return folder
 
 
-def run(data, start, *words):
+def run(data, start, *words, cache=None):
     begin = time.monotonic()
     ended = subprocess.run(
         [ROOT / "self-reward.sh", "stages", "oxen:models/base", start, "--data_repo", str(data),
-         "--cache_dir", str(data.parent / "cache"), "--parameter_file", "presets/demo.yaml",
+         "--cache_dir", str(cache or data.parent / "cache"), "--parameter_file", "presets/demo.yaml",
          *(word for name, value in SMALL.items() for word in (f"--{name}", str(value))), *words],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable},
     )  # fmt: skip
@@ -182,6 +185,39 @@ def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
     ):
         assert expected in ended.stderr
     assert ended.stdout == ""
+
+
+def test_on_a_server_the_loop_makes_the_very_same_files(data, done, tmp_path):
+    """On a real server where there is one, else on the double."""
+    local = open_store(str(data), branch="main", lock_timeout=60, store_timeout=60).resolve()
+    written = recorded_sha256(local.small)
+    users = {path: data / path for path in local.files if path not in written and not is_manifest(path)}
+    with FakeOxen() if servers.missing("real") else servers.real_server(tmp_path / "server") as server:
+        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/loop"
+        store = open_store(address, branch="main", lock_timeout=0, store_timeout=60, cache_dir=tmp_path / "cache")
+        store.create()
+        first = store.put(users, message="user data")
+        ended, _ = run(address, "M0", cache=tmp_path / "cache")
+        assert ended.returncode == 0, ended.stderr
+        remote = store.resolve()
+        made = [path for path in remote.files if path.startswith("M0/") and path in recorded_sha256(remote.small)]
+        assert len([path for path in made if path.startswith("M0/generated/")]) == 4
+        assert len([path for path in made if path.endswith("/adapter_model.safetensors")]) == 1
+        # M0/models/dpo/merged is of the last iteration alone, which was M1 there
+        assert {path: remote.sha256[path] for path in made if "/merged/" not in path} == {
+            path: sha256 for path, sha256 in written.items() if path.startswith("M0/")
+        }
+        assert [c.message.split(":")[0] for c in reversed(remote.log) if c.key] == [
+            f"M0 {stage}" for stage in [*ORDER, "07_export"]
+        ]
+        assert first in [commit.id for commit in remote.log]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended, _ = run(address, "M0", cache=tmp_path / "cache")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert ended.returncode == 0 and ended.stdout.count("  skipped  ") == 8, ended.stderr
+        assert store.resolve().log == remote.log and not store.branches("shards/")
+        # processor time: what else runs on the machine is not the stages' doing; plan is one of the nine programs
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 9 * 3
 
 
 def test_b3_the_responses_are_those_of_the_policy_that_is_asked_for(data, done):
