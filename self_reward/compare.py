@@ -151,7 +151,7 @@ def _json_changes(old: Path, new: Path, name: str) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and key.split(".")[0] not in left_out
+        if _differs(before, after, key) and key.split(".")[0] not in left_out
     ]
     lines = [f"{key}: {_value(before, key)} -> {_value(after, key)}" for key in keys[:MOST_KEYS]]
     return lines + ([f"and {len(keys) - MOST_KEYS} more keys"] if len(keys) > MOST_KEYS else [])
@@ -165,6 +165,11 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         found |= _leaves(inner, f"{name}.{key}" if name else str(key))
     return found
+
+
+def _differs(before: dict[str, Any], after: dict[str, Any], key: str) -> bool:
+    """A key that is missing differs from one that is null."""
+    return (key in before, before.get(key)) != (key in after, after.get(key))
 
 
 def _value(leaves: dict[str, Any], key: str) -> str:
@@ -233,7 +238,7 @@ def _stage_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str
     rows = []
     for key in dict.fromkeys([*before, *after]):
         group = key.split(".")[0]
-        differs = before.get(key) != after.get(key) and not {group, key} & {*left_out, "parameters.iteration"}
+        differs = _differs(before, after, key) and not {group, key} & {*left_out, "parameters.iteration"}
         if group in ("counts", "seconds") or differs:
             rows.append((f"  {key.removeprefix('counts.')}", _value(before, key), _value(after, key)))
     return rows

@@ -129,11 +129,11 @@ def by_stage(snapshot: Snapshot) -> dict[str, Written]:
     return found
 
 
-def _order(name: str, written: dict[str, Written]) -> tuple[int, str, str]:
+def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]:
     """Iterations by number, in each the user's files first and then the stages' in their order."""
     iteration = re.match(r"M(\d+)/", name)
     by = written.get(name)
-    return int(iteration[1]) if iteration else -1, by.stage.split()[1] if by else "", name
+    return int(iteration[1]) if iteration else -1, by.stage.split()[1] if by else "", is_manifest(name), name
 
 
 # ---- get
