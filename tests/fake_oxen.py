@@ -27,6 +27,7 @@ import io
 import json
 import re
 import socket
+import ssl
 import tarfile
 import threading
 import time
@@ -35,6 +36,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -128,11 +130,12 @@ class Refused(Exception):
 
 
 class FakeOxen:
-    """The server; `url` is http://127.0.0.1:port. `token`: what a request must carry, as a proxy in front would check.
-    kill() and start() keep the data and the port, as Program of tests/servers.py does."""
+    """The server; `url` is http://127.0.0.1:port, or https where `certificate` (a file with its key) is given. `token`:
+    what a request must carry, as a proxy in front would check. kill() and start() keep the data and the port, as
+    Program of tests/servers.py does."""
 
-    def __init__(self, *, token: str | None = None, port: int = 0):
-        self.token = token
+    def __init__(self, *, token: str | None = None, port: int = 0, certificate: Path | None = None):
+        self.token, self.certificate = token, certificate
         self.repositories: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -150,11 +153,15 @@ class FakeOxen:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._http.daemon_threads = True
+        if self.certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(self.certificate)
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
         self._http.fake = self  # type: ignore[attr-defined]
         self.port = self._http.server_address[1]
         threading.Thread(target=lambda: self._http.serve_forever(poll_interval=0.02), daemon=True).start()

@@ -17,7 +17,7 @@ class Place:
     def __init__(self, server, name: str, folder: Path):
         self.server, self.name, self.folder = server, name, folder
         self.fake = server.fake
-        self.address = f"oxen+http://{server.url.removeprefix('http://')}/ns/{name}"
+        self.address = f"{server.url.replace('https:', 'oxen:').replace('http:', 'oxen+http:')}/ns/{name}"
         self.talk = Talk(server.url, name, server.token)
 
     def store(self, branch="main", timeout=30.0, cache="cache"):

@@ -307,39 +307,73 @@ import sys
 from pathlib import Path
 from self_reward.errors import UserError
 from self_reward.store import open_store
-address, head, key, folder = sys.argv[1:]
-store = open_store(address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=Path(folder, "cache"))
+address, branch, head, key, folder = sys.argv[1:]
+store = open_store(address, branch=branch, lock_timeout=1, store_timeout=60, cache_dir=Path(folder, "cache"))
 Path(folder, key).write_text(key * 1000)
 print("ready", flush=True)
 sys.stdin.readline()
 try:
+    store.make_branch(branch, head)
     print(store.push({f"M0/by-{key}": Path(folder, key)}, key=key, message=f"by {key}", expected_head=head))
 except UserError as error:
     print(type(error).__name__, error)
 """
 
 
+class Writers:
+    """Processes that all push at the same moment: one for each key and the branch given with it."""
+
+    def __init__(self, repo, head: str, branches: dict[str, str]):
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, repo.address, branch, head, key, str(repo.folder)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            )
+            for key, branch in branches.items()
+        ]  # fmt: skip
+        assert {process.stdout.readline() for process in self.processes} == {"ready\n"}
+
+    def go(self) -> None:
+        for process in self.processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+    def told(self) -> list[str]:
+        return [process.communicate()[0].strip() for process in self.processes]
+
+
 def test_of_writers_that_started_from_one_commit_exactly_one_lands(repo):
     """Two workspaces on one branch can lose an update with oxenai: there is no compare-and-swap."""
     for round in range(3):
         head = repo.store().resolve().commit
-        writers = [
-            subprocess.Popen(
-                [sys.executable, "-c", WRITER, repo.address, head, f"{round}{i}", str(repo.folder)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            )
-            for i in range(3)
-        ]  # fmt: skip
-        assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 3
-        for writer in writers:
-            writer.stdin.write("go\n")
-            writer.stdin.flush()
-        told = [writer.communicate()[0].strip() for writer in writers]
+        writers = Writers(repo, head, {f"{round}{i}": "main" for i in range(3)})
+        writers.go()
+        told = writers.told()
         snapshot = repo.store().resolve()
         assert sum(text == snapshot.head for text in told) == 1, told
         assert sum(text.startswith("Conflict") and snapshot.head in text for text in told) == 2, told
         assert repo.log()[1]["id"] == head and repo.workspaces() == []
         assert len([path for path in snapshot.files if path.startswith(f"M0/by-{round}")]) == 1
+
+
+def test_sixteen_shards_pushed_at_the_same_time_while_another_run_commits(repo):
+    head = repo.store().resolve().commit
+    shards = {f"{i:02x}": f"shards/ab12/{i}-of-16" for i in range(16)}
+    writers, other = Writers(repo, head, shards), repo.store("other-run")
+    others = [other.resolve().commit]
+    writers.go()
+    for i in range(10):
+        others.append(repo.push({f"M{i}/own": b"own"}, key=f"ee{i}", expected=others[-1], store=other))
+    told = writers.told()
+    branches = repo.store().branches()
+    assert branches == {"main": head, "other-run": others[-1], **dict(zip(shards.values(), told, strict=True))}
+    for key, branch in shards.items():
+        assert [commit["id"] for commit in repo.log(branch)[1:]] == [commit["id"] for commit in repo.log()]
+        pulled = repo.pull([f"M0/by-{key}"], f"in-{key}", store=repo.store(branch))
+        assert (pulled / f"M0/by-{key}").read_text() == key * 1000
+    assert [commit["id"] for commit in repo.log("other-run")][:11] == others[::-1]
+    assert {f"M{i}/own" for i in range(10)} <= set(other.resolve().files)
+    assert repo.workspaces() == []
 
 
 def test_a_changed_generated_file_is_found_at_the_next_resolve_with_both_hashes(repo):
