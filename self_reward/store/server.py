@@ -136,9 +136,13 @@ class Server:
                 preload_content=False,
                 decode_content=False,
             )
-        except ssl.SSLError as error:
-            raise Network(f"{self.address}: {error}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            reason = error.args[0] if isinstance(error, urllib3.exceptions.SSLError) else error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise UserError(
+                    f"{self.address}: the server's certificate is not trusted: {reason.verify_message}. Is the host "
+                    "right? The certificates of an authority of your own are named by SSL_CERT_FILE"
+                ) from error
             raise self._network(error, method) from error
         answer = _Answer(response)
         if response.status >= 300:
