@@ -4,19 +4,25 @@ The server is the double that fails on command (fake_oxen.py); where a real one 
 """
 
 import contextlib
+import ipaddress
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from self_reward.disk import is_full
-from self_reward.errors import TryAgain
+from self_reward.errors import TryAgain, UserError
 from self_reward.store import index
 from self_reward.store.errors import Auth, Conflict, Corrupt, Network, ServerError
 from tests import disk_full, servers
@@ -165,6 +171,63 @@ def test_a_host_that_does_not_exist(repo):
     repo.address = "oxen://no-such-host.invalid/ns/name"
     with in_time(), pytest.raises(Network, match="no-such-host.invalid"):
         repo.store(timeout=SHORT).resolve()
+
+
+def test_a_host_that_takes_no_connection(repo):
+    """As behind a firewall that drops what comes: the queue of this socket is full."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        repo.address = f"oxen+http://127.0.0.1:{full.getsockname()[1]}/ns/name"
+        with in_time(), pytest.raises(Network, match="store_timeout"):
+            repo.store(timeout=SHORT).resolve()
+
+
+def test_the_pause_that_a_busy_server_asks_for_is_kept(repo):
+    repo.fake.fail("GET", "/branches/main$", "429")
+    started = time.monotonic()
+    repo.store().resolve()
+    assert time.monotonic() - started > 0.99
+
+
+def certificate(folder: Path) -> Path:
+    """A file with a new certificate for 127.0.0.1, signed by itself, and its key."""
+    now, key = datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(made.public_bytes(pem[0]) + key.private_bytes(*pem))
+    return folder / "both.pem"
+
+
+def test_https_with_a_certificate_that_is_trusted_and_with_one_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("OXEN_TOKEN", "secret")
+    own = certificate(tmp_path)
+    with FakeOxen(token="secret", certificate=own) as fake:
+        place = Place(SimpleNamespace(url=fake.url, fake=fake, token="secret"), "tls", tmp_path)
+        assert place.address.startswith("oxen://127.0.0.1:")
+        with in_time(2), pytest.raises(UserError, match="certificate"):
+            place.store().create()
+        assert fake.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(own))
+        place.store().create()
+        place.put()
+        place.push({PROMPTS: b"p\n"})
+        assert (place.pull([PROMPTS]) / PROMPTS).read_bytes() == b"p\n"
+    place.address = place.address.replace("oxen:", "oxen+http:")
+    with FakeOxen(token="secret", certificate=own, port=fake.port), in_time(), pytest.raises((UserError, Network)):
+        place.store(timeout=SHORT).resolve()
 
 
 def test_a_branch_is_not_taken_for_missing_when_the_server_fails(repo):
@@ -362,7 +425,7 @@ def test_a_full_disk_of_this_machine_is_told_and_the_pull_goes_on_when_there_is_
     script = f"""
 import shutil, sys
 from pathlib import Path
-from self_reward.errors import TryAgain
+from self_reward.errors import TryAgain, UserError
 from self_reward.store import open_store
 store = open_store("{repo.address}", branch="main", lock_timeout=1, store_timeout=20, cache_dir="{repo.folder}/cache")
 snapshot, to = store.resolve("{big}"), Path("{repo.folder}/disk")
