@@ -15,7 +15,7 @@ import msgspec
 import xxhash
 
 from self_reward import artifacts
-from self_reward.data import HIDDEN, aligned, below, folded, human, when
+from self_reward.data import aligned, below, folded, human, when
 from self_reward.jsonl import LONGEST_ROW
 from self_reward.store import Commit, Snapshot, first_line, is_manifest
 from self_reward.store.errors import NotFound
@@ -81,10 +81,9 @@ def _named(snapshot: Snapshot) -> str:
 
 def _below(snapshot: Snapshot, path: str) -> dict[str, int]:
     try:
-        found = below(snapshot, path)
+        return below(snapshot, path)
     except NotFound:
         return {}
-    return {name: size for name, size in found.items() if not name.startswith(HIDDEN)}
 
 
 def _is_shown(name: str, old: Snapshot, new: Snapshot) -> bool:

@@ -21,7 +21,6 @@ from self_reward.store.local import make_folder
 log = logging.getLogger("self_reward")
 
 SEEDED = ("M0/train", "M0/eval")
-HIDDEN = ".self_reward/"  # the store's own files in a repository
 MANY = 20  # files in one folder above which it is shown as one line
 MODEL = ("config.json", "adapter_config.json")  # what makes a folder a model's
 
@@ -45,7 +44,7 @@ def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
     who wrote it, when, and the stage's counts. A model's folder, and one of more than MANY files, is one line, and
     manifests are left out, unless `every`. Raises NotFound where nothing is at `path`."""
     path = path.strip("/")
-    files = {name: size for name, size in below(snapshot, path).items() if not name.startswith(HIDDEN)}
+    files = below(snapshot, path)
     units = {name: name for name in files} if every else folded(files, path)
     written = by_stage(snapshot)
     shown: dict[str, list[str]] = {}

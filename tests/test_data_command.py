@@ -259,7 +259,7 @@ def test_diff_of_two_commits(made, run):
 def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made, run, tmp_path):
     rows = prompts(*range(10))
     jsonl.write(tmp_path / "rows.jsonl", rows)
-    jsonl.write(tmp_path / "more/sub/lines.jsonl", [{"a": 1}, {"a": 2}])
+    jsonl.write(tmp_path / "more/sub/lines.jsonl", [{"prompt_id": "p", "a": 1}, {"prompt_id": "p", "a": 2}])
     (tmp_path / "more/settings.json").write_text('{"a": {"b": 1, "c": [1]}, "d": "x"}')
     (tmp_path / "more/.hidden").write_text("x")
     said = run("put", "rows.jsonl", "--to", "M1/train/ift.jsonl", "--message", "rows of mine")
@@ -272,11 +272,12 @@ def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made,
     assert run("diff", first, second)[2:] == [
         f"+ M1/train/rows.jsonl  {(tmp_path / 'rows.jsonl').stat().st_size} B",
         "+ M1/train/settings.json  35 B",
-        "+ M1/train/sub/lines.jsonl  16 B",
+        "+ M1/train/sub/lines.jsonl  48 B",
     ]
 
     jsonl.write(tmp_path / "rows.jsonl", [*rows[2:5], {**rows[5], "prompt": "new"}, *rows[6:], *prompts(20, 21, 22)])
-    jsonl.write(tmp_path / "more/sub/lines.jsonl", [{"a": 2}, {"a": 3}, {"a": 2}])
+    lines = [{"prompt_id": "p", "a": a} for a in (2, 3, 2)]  # an id that is no row's own
+    jsonl.write(tmp_path / "more/sub/lines.jsonl", lines)
     (tmp_path / "more/settings.json").write_text('{"a": {"b": 2, "c": [1]}, "e": null}')
     third = run("put", "rows.jsonl", "more", "--to", "M1/train/")[3].removeprefix("commit ")
     lines = run("diff", second, third)[2:]
@@ -284,7 +285,7 @@ def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made,
     assert lines[0].endswith("; rows: 10 -> 11, 3 added, 2 removed, 1 changed")
     assert lines[1] == "~ M1/train/settings.json  35 B -> 36 B"
     assert lines[2:5] == ["    a.b: 1 -> 2", '    d: "x" -> -', "    e: - -> null"]
-    assert lines[5] == "~ M1/train/sub/lines.jsonl  16 B -> 24 B; rows: 2 -> 3, 2 added, 1 removed"
+    assert lines[5] == "~ M1/train/sub/lines.jsonl  48 B -> 72 B; rows: 2 -> 3, 2 added, 1 removed"
 
 
 def test_put_refuses_what_is_not_the_users_and_says_all_problems(made, run, tmp_path):
