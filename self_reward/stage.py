@@ -537,6 +537,9 @@ def _manifest(
         "key": key,
         "read_at": snapshot.commit,
         "inputs": {role: _files_of(path, snapshot) for role, path in inputs.paths.items()},
+        "inputs_xxh3": {
+            name: snapshot.blobs[name] for path in inputs.paths.values() for name in _names_of(path, snapshot)
+        },
         "base_model": run.base_id,
         "parameters": parameter_module.key_parameters(p),
         "seed": p.seed,

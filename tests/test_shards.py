@@ -1,6 +1,7 @@
 """Shards of 02 and 03 and their merge: the real programs, a tiny model, a server. What they make is compared with an
 undivided run on a local data repository."""
 
+import hashlib
 import json
 import os
 import signal
@@ -98,7 +99,7 @@ def place(request, folder, whole, tmp_path_factory):
             running = [start(folder, address, [f"stages/{stage}.py", "--shard", f"{i}/{count}"]) for i in range(count)]
             return [end(process) for process in running]
 
-        yield SimpleNamespace(store=store, run=run, all_shards=all_shards)
+        yield SimpleNamespace(address=address, store=store, run=run, all_shards=all_shards, server=server)
 
 
 def merge(place, stage="02_gen_responses", count=3, before=()):
@@ -139,7 +140,9 @@ def test_each_shard_is_a_commit_on_a_branch_of_its_own_and_is_skipped_when_run_a
     code, out, err = place.run("stages/02_gen_responses.py", "--shard", "1/3", before=["-X", "importtime"])
     (branch,) = [name for name in parts if name.endswith("1-of-3")]
     assert (code, out) == (0, f"M0 02_gen_responses 1/3  skipped  (commit {commits[branch]})\n"), err
-    assert "| torch\n" not in err and place.store.branches("shards/") == commits
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines()}
+    assert "json" in imported and not imported & {"torch", "transformers"}
+    assert place.store.branches("shards/") == commits
 
 
 def test_a_missing_shard_is_named(place, parts):
@@ -242,6 +245,15 @@ def test_the_merge_is_the_stages_one_commit_and_equals_the_undivided_run(place, 
     assert own["key"] == undivided["key"] and own["counts"] == undivided["counts"] and "shard" not in own
     assert len(own["details"]["shards"]) == 3 and own["details"]["sampler"] == undivided["details"]["sampler"]
     assert pulled(place, RESPONSES, tmp_path).read_bytes() == (whole / RESPONSES).read_bytes()
+
+
+def test_what_a_stage_has_read_is_known_without_being_read_again(place, merged, whole, tmp_path):
+    """A machine with nothing on its disk finds the stage's key without fetching gigabytes of base model."""
+    store = open_store(place.address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=tmp_path)
+    before = len(place.server.requests) if isinstance(place.server, FakeOxen) else 0
+    assert store.resolve().sha256[PROMPTS] == hashlib.sha256((whole / PROMPTS).read_bytes()).hexdigest()
+    if isinstance(place.server, FakeOxen):
+        assert not [one.path for one in place.server.requests[before:] if one.path.endswith(PROMPTS)]
 
 
 def test_a_shard_is_skipped_when_the_whole_result_is_there(place, merged):

@@ -285,7 +285,7 @@ class RemoteStore:
             head=head,
             files={path: size for path, (size, _) in listing.items()},
             blobs={path: blob for path, (_, blob) in listing.items()},
-            sha256=Hashes(listing, recorded_sha256(small), find),
+            sha256=Hashes(listing, _known_inputs(small, listing) | recorded_sha256(small), find),
             log=log,
             small=small,
             notes=notes,
@@ -370,10 +370,9 @@ class RemoteStore:
         new = {path: sources[path] for path, entry in adds.items() if listing.get(path) != entry}
         if key and newest.key == key and not new and not removes:
             return head
-        prefix = f"{WORKSPACE}{_blob(self.branch.encode())[:8]}-{(key or 'user')[:16]}-"
-        self._remove_leftovers(server, prefix if key else None)
         attempt = uuid.uuid4().hex
-        workspace, base = self._workspace(server, f"{prefix}{attempt[:8]}")
+        self._remove_leftovers(server, head, key)
+        workspace, base = self._workspace(server, f"{self._workspaces}{(key or 'user')[:16]}-{attempt[:8]}")
         try:
             if base != expected_head:
                 raise self._moved(expected_head, _log(server, self._head(server, []))[0])
@@ -394,21 +393,32 @@ class RemoteStore:
         self._verify(server, made["id"], made["parent_ids"], adds, removes, expected_head)
         return made["id"]
 
+    @property
+    def _workspaces(self) -> str:
+        """What the names of workspaces for this branch begin with."""
+        return f"{WORKSPACE}{_blob(self.branch.encode())[:8]}-"
+
     def _workspace(self, server: Server, name: str) -> tuple[str, str]:
         """A new workspace, and the commit that it starts from. On a repository without a commit the branch is made."""
         wanted = {"workspace_id": name, "branch_name": self.branch}
         found = server.ask("PUT", "/workspaces", wanted)["workspace"]
         return found["id"], found["commit"]["id"]
 
-    def _remove_leftovers(self, server: Server, prefix: str | None) -> None:
-        """Remove what killed tries of this very push (workspaces that begin with `prefix`) left on the server, and what
-        nobody came back for."""
+    def _remove_leftovers(self, server: Server, head: str, key: str | None) -> None:
+        """Remove what killed tries of this very push left on the server; what can no longer be committed to this
+        branch, since it has moved on (a killed server keeps a workspace that it has committed); and what nobody came
+        back for."""
+        own = f"{self._workspaces}{key[:16]}-" if key else None
+        older: set[str] = set()
         for workspace in server.ask("GET", "/workspaces")["workspaces"]:
-            name, made = workspace["id"], workspace.get("created_at")
+            name, base, made = workspace["id"], workspace["commit"]["id"], workspace.get("created_at")
             if not name.startswith(WORKSPACE):
                 continue
+            if name.startswith(self._workspaces) and base != head and not older:
+                older = {one["id"] for one in _history(server, head)} - {head}
+            is_late = name.startswith(self._workspaces) and base in older
             is_old = made and (datetime.now(UTC) - datetime.fromisoformat(made[:19] + "+00:00")).days >= ABANDONED_DAYS
-            if is_old or (prefix and name.startswith(prefix)):
+            if is_late or is_old or (own and name.startswith(own)):
                 self._remove(server, name)
 
     def _remove(self, server: Server, workspace: str) -> None:
@@ -494,10 +504,13 @@ class RemoteStore:
                 for one in since:
                     is_same = key is not None and _told(one).key == key  # of another process that runs this very stage
                     if is_same or (one["message"] == text and _fence(server, one) == fence):
+                        with contextlib.suppress(Exception):  # the next push on this branch does it otherwise
+                            server.once("DELETE", f"/workspaces/{workspace}", stall=5)
                         return one  # it landed, though its answer did not say so
                 if isinstance(error, Conflict):
                     self._remove(server, workspace)
-                    raise (self._moved(expected_head, _told(since[0])) if since else error) from None
+                if since and isinstance(error, Conflict | NotFound):
+                    raise self._moved(expected_head, _told(since[0])) from None
                 if isinstance(error, NotFound):
                     raise TryAgain(
                         f"{error}: the uncommitted changes of this push are gone from the server. Does another process "
@@ -664,6 +677,17 @@ def _recorded(small: dict[str, bytes], name: str) -> dict[str, str]:
         for path, output in _outputs(content).items()
         if name in output
     }
+
+
+def _known_inputs(small: dict[str, bytes], listing: Listing) -> dict[str, str]:
+    """SHA-256 of files that stages have read, by path, where the content is still the one that they read."""
+    known = {}
+    for manifest in (json.loads(content) for name, content in small.items() if is_manifest(name)):
+        for files in manifest.get("inputs", {}).values():
+            for path, sha256 in files.items():
+                if path in listing and listing[path][1] == manifest.get("inputs_xxh3", {}).get(path):
+                    known[path] = sha256
+    return known
 
 
 def _outputs(manifest: bytes) -> dict[str, dict[str, Any]]:
