@@ -31,8 +31,9 @@ def plan(p: parameters.Plan) -> None:
     ]
     if p.create_repo and not store.is_remote(p.data_repo):
         problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
-    if not problems:
-        bring_data(p)
+    if problems and (p.create_repo or p.seed_data):
+        raise UserError(problems)  # nothing is made for a run that cannot begin
+    bring_data(p)
     repository = stage.open_data_repo(p)
     snapshot = repository.resolve()
     inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
