@@ -14,6 +14,7 @@ from self_reward import cli, compare, data, jsonl
 from self_reward.errors import UserError
 from self_reward.store import Commit, index, open_store
 from self_reward.store.errors import Conflict, Corrupt, NotFound
+from tests import servers
 from tests.fake_oxen import FakeOxen
 from tests.talk import Talk
 
@@ -31,6 +32,7 @@ class Made:
 
     def __init__(self, address: str, folder: Path):
         self.address, self.folder, self.commits = address, folder, []
+        self.fake: FakeOxen | None = None
         self.store = open_store(address, branch="main", lock_timeout=30, store_timeout=60, cache_dir=folder / "cache")
 
     def put(self, files: dict[str, str], message: str) -> None:
@@ -81,17 +83,19 @@ class Made:
         return self
 
 
-@pytest.fixture(scope="module", params=["folder", "server"])
+@pytest.fixture(scope="module", params=["folder", "fake", "real"])
 def made(request, tmp_path_factory):
+    if reason := servers.missing(request.param):
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "folder":
         (folder / "data/M0").mkdir(parents=True)
         yield Made(str(folder / "data"), folder).run()
         return
-    with FakeOxen() as fake:
-        repository = Made(f"oxen+http://127.0.0.1:{fake.port}/ns/data", folder)
+    with FakeOxen() if request.param == "fake" else servers.real_server(folder / "server") as server:
+        repository = Made(f"oxen+http://127.0.0.1:{server.port}/ns/data", folder)
         repository.store.create()
-        repository.fake = fake
+        repository.fake = server if request.param == "fake" else None
         yield repository.run()
 
 
@@ -187,19 +191,20 @@ def test_get_goes_on_from_an_interrupted_one_and_refuses_damaged_content(made, r
     part = tmp_path / ".mine.part" / path
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(101))
-    if isinstance(getattr(made, "fake", None), FakeOxen):
+    if made.fake:
         made.fake.fail("GET", "/weights$", "garbage", times=None)
     assert run("get", path, "--to", "mine")[0].startswith("mine: 1 file, 101 B")  # not asked for again
     assert (tmp_path / "mine").read_bytes() == bytes(101) and not (tmp_path / ".mine.part").exists()
-    blob = None
-    if not hasattr(made, "fake"):
-        blob = index.blob_path(Path(made.address), made.store.resolve().blobs[path])
-        blob.write_bytes(b"x" + bytes(100))
-    try:
+    if made.fake:
         with pytest.raises(Corrupt, match=f"{path} of commit {made.commits[-1]} is damaged"):
             run("get", path, "--to", "other")
-    finally:
-        blob.write_bytes(bytes(101)) if blob else made.fake.release()
+        made.fake.release()
+    elif "://" not in made.address:
+        blob = index.blob_path(Path(made.address), made.store.resolve().blobs[path])
+        blob.write_bytes(b"x" + bytes(100))
+        with pytest.raises(Corrupt, match=f"{path} of commit {made.commits[-1]} is damaged"):
+            run("get", path, "--to", "other")
+        blob.write_bytes(bytes(101))
     assert not (tmp_path / "other").exists()
 
 
