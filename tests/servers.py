@@ -111,6 +111,11 @@ def missing(name: str) -> str | None:
     return None
 
 
+def here() -> list[str]:
+    """The kinds of servers that tests can be run against on this machine."""
+    return [name for name in ("fake", "real", "nginx") if missing(name) is None]
+
+
 def nginx() -> str | None:
     """The nginx program: what NGINX names, else the one on the PATH or where Debian puts it."""
     return shutil.which(os.environ.get("NGINX", "nginx"), path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -191,20 +191,29 @@ def contents(t):
     t.query()
 
 
+@pytest.mark.parametrize("kind", ["real", "nginx"])
+def test_a_server_of_this_kind_is_here(kind):
+    """Where it is not, all tests that run on every kind of server leave it out; this is the one that says so."""
+    if reason := servers.missing(kind):
+        pytest.skip(f"the store is not tested with it: {reason}")
+
+
 CONVERSATIONS = [
     *(missing_repository, empty_repository, uploads, hash_with_leading_zeros, parts, conflicts, removal, pages),
     *(branches, contents),
 ]
 
 
+needs_real = pytest.mark.skipif("real" not in servers.here(), reason="no real server is here")
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    if reason := servers.missing("real"):
-        pytest.skip(reason)
     with servers.real_server(tmp_path_factory.mktemp("real")) as server:
         yield server
 
 
+@needs_real
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda one: one.__name__)
 def test_the_double_answers_as_the_real_server_does(real, conversation):
     heard = []
@@ -218,9 +227,8 @@ def test_the_double_answers_as_the_real_server_does(real, conversation):
     assert not different
 
 
+@pytest.mark.skipif("nginx" not in servers.here(), reason="the proxy that checks tokens is not here")
 def test_a_proxy_in_front_and_the_double_refuse_a_wrong_token_alike(real, tmp_path):
-    if reason := servers.missing("nginx"):
-        pytest.skip(reason)
     pool = urllib3.PoolManager(retries=False, timeout=20)
     with servers.nginx_proxy(real.url, "right-Token_1", tmp_path) as proxy, FakeOxen(token="right-Token_1") as fake:
         for server in (proxy, fake):
@@ -230,9 +238,8 @@ def test_a_proxy_in_front_and_the_double_refuse_a_wrong_token_alike(real, tmp_pa
                 assert (answer.status, b"<html>" in answer.data) == (status, status == 401)
 
 
+@needs_real
 def test_a_server_that_was_killed_has_what_it_had_answered(tmp_path):
-    if reason := servers.missing("real"):
-        pytest.skip(reason)
     with servers.real_server(tmp_path) as server:
         talk = Talk(server.url, "killed")
         talk.create()

@@ -26,11 +26,9 @@ ROOT = Path(__file__).parent.parent
 TOKEN = "Zq7-private_token-4f1e"
 
 
-@pytest.fixture(scope="module", params=["fake", "real", "nginx"])
+@pytest.fixture(scope="module", params=servers.here())
 def server(request, tmp_path_factory):
-    """A server of each kind; nginx lets only TOKEN through."""
-    if reason := servers.missing(request.param):
-        pytest.skip(reason)
+    """A server of each kind that is here; nginx lets only TOKEN through."""
     if request.param == "fake":
         with FakeOxen() as fake:
             yield SimpleNamespace(url=fake.url, fake=fake, token=None)
@@ -452,16 +450,17 @@ def test_no_token_is_told_with_where_to_put_it(guarded):
     assert len(guarded.fake.requests) == 1
 
 
-def test_a_wrong_token_behind_nginx(server, place, monkeypatch):
-    if not server.token:
-        pytest.skip("nginx alone checks tokens here")
+@pytest.mark.skipif("nginx" not in servers.here(), reason="the proxy that checks tokens is not here")
+def test_a_wrong_token_behind_nginx(guarded, tmp_path, monkeypatch):
     monkeypatch.setenv("OXEN_TOKEN", "wrong")
-    started = time.monotonic()
-    with pytest.raises(Auth, match="401"):
-        place.store(timeout=60).resolve()
-    with pytest.raises(Auth, match="401"):
-        place.store(timeout=60).create()
-    assert time.monotonic() - started < 2
+    with servers.real_server(tmp_path / "real") as real, servers.nginx_proxy(real.url, TOKEN, tmp_path / "p") as proxy:
+        guarded.address = f"oxen+http://{proxy.url.removeprefix('http://')}/ns/name"
+        started = time.monotonic()
+        with pytest.raises(Auth, match="401"):
+            guarded.store(timeout=60).resolve()
+        with pytest.raises(Auth, match="401"):
+            guarded.store(timeout=60).create()
+        assert time.monotonic() - started < 2
 
 
 def test_a_token_from_a_file_and_the_one_that_the_oxen_command_saved(guarded, monkeypatch):

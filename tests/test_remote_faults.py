@@ -34,6 +34,9 @@ SHORT = 1.5  # seconds of store_timeout
 LATE = 2.5  # that an error may come after it, on a busy machine
 
 
+needs_real = pytest.mark.skipif("real" not in servers.here(), reason="no real server is here")
+
+
 @pytest.fixture
 def repo(tmp_path, monkeypatch):
     """A repository with seeds and pushed prompts on a double of its own."""
@@ -317,6 +320,26 @@ def test_an_upload_that_the_server_has_forgotten_is_begun_again(repo):
     repo.pull([PROMPTS])
 
 
+def test_a_workspace_that_a_killed_server_has_committed_and_kept_is_removed(repo):
+    store, kept = repo.fake.repositories["ns/faults"], {}
+    repo.fake.fail("POST", "/versions/uploads$", lambda: kept.update(store.workspaces), times=None)
+    repo.fake.fail("POST", "/merge/", "lost")
+    repo.fake.fail("GET", "/branches/main$", lambda: store.workspaces.update(kept), times=None)
+    push(repo)
+    assert len(kept) == 1 and ours(repo) == 1 and repo.workspaces() == []
+    store.workspaces.update(kept)  # nobody was there to remove it
+    repo.fake.release()
+    repo.push({PROMPTS: b"third"}, key="03")
+    assert repo.workspaces() == []
+
+
+def test_a_workspace_for_another_branch_is_left_alone(repo):
+    repo.talk.workspace("self-reward-00000000-02-1")
+    push(repo)
+    repo.push({PROMPTS: b"third"}, key="03")
+    assert [one["id"] for one in repo.workspaces()] == ["self-reward-00000000-02-1"]
+
+
 def test_a_workspace_that_is_gone_is_told(repo):
     store = repo.fake.repositories["ns/faults"]
     repo.fake.fail("POST", "/merge/", store.workspaces.clear)
@@ -388,10 +411,9 @@ def namespace():
     return words
 
 
+@needs_real
 def test_a_full_disk_of_a_real_server(namespace, tmp_path):
     """20 MB of disk, 25 MB to push: said, nothing half-committed, and the server goes on."""
-    if reason := servers.missing("real"):
-        pytest.skip(reason)
     script = f"""
 import os
 from pathlib import Path
@@ -444,10 +466,9 @@ print("whole:", (to / "M0/generated/big.bin").exists())
     assert "whole: False" in ended.stdout and is_full(TryAgain("No space left on device"))
 
 
+@needs_real
 def test_a_real_server_that_is_killed_and_restarted_in_the_middle_of_pushes(tmp_path):
     """Its parts of uploads are gone, its commits are not."""
-    if reason := servers.missing("real"):
-        pytest.skip(reason)
     with servers.real_server(tmp_path / "real") as real:
         repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "killed", tmp_path)
         repo.store().create()
