@@ -119,6 +119,17 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
             assert f"{name} {path!r} is no path" in problems_of(f"--{name}", path)[0]
 
 
+def test_a_servers_address_is_no_folder_and_a_shard_is_one_of_them(tmp_path):
+    address = f"oxen+http://localhost:3000/{tmp_path.name}/data"
+    argv = ["--data_repo", address, "--cache_dir", str(tmp_path), "--shard", "15/16"]
+    p = parameters.parse("02_gen_responses", "", argv, {})
+    assert (p.data_repo, p.shard) == (address, "15/16")
+    assert problems_of("--shard", "16/16") == ["shard = 16/16: of 16 shards the first is 0/16, the last 15/16"]
+    for shard in ("0/0", "-1/2", "01/2", "1", "1/2/3"):
+        assert "pattern" in problems_of(f"--shard={shard}")[0]
+    assert "--shard is no parameter of this stage" in problems_of("--shard", "0/2", stage="05_dpo")[0]
+
+
 def test_jsons_true_is_no_number_and_a_pattern_is_no_list():
     found = problems_of(environment=environment(judge_votes=True, judge_temperature=False))
     assert {problem.split(" (from")[0] for problem in found} == {"judge_votes = 'true'", "judge_temperature = 'false'"}

@@ -68,6 +68,54 @@ def test_each_stage_reads_the_commit_of_the_one_before_it(stages):
     assert code == 1 and err.splitlines()[-1] == "01_gen_prompts after 00_sft after abc"
 
 
+OF_REPOSITORY = """
+import os, sys
+from self_reward import stage
+from self_reward.store import open_store
+repository, name = os.environ["REPOSITORY"], os.path.basename(__file__)[:-3]
+
+def head():
+    return open_store(repository, branch="main", lock_timeout=60, store_timeout=60).resolve().commit
+
+def work(p, run):
+    run.output("preferences").write_text(run.input("scores").read_text())
+    run.counts["pairs"] = 1
+
+if name == "plan":
+    print(f"iterations=1 data_repo={repository} commit={head()}")
+elif name == "04_gen_preferences":
+    sys.argv += ["--data_repo", repository, "--work_dir", repository + "-work"]
+    sys.exit(stage.main(name, work, "A program for tests."))
+else:
+    flag = {sys.argv[i]: sys.argv[i + 1] for i in range(1, len(sys.argv), 2)}
+    open(flag["--commit_file"], "w").write(flag["--revision"])  # what a stage does that has nothing to do
+    if name == os.environ.get("COMMITS"):
+        open(f"{repository}/M1/more.txt", "a").write(name)
+        head()
+"""
+
+
+def test_a_commit_of_somebody_else_between_two_stages_ends_the_run_and_is_named(stages, tmp_path):
+    scores = tmp_path / "data/M1/generated/scores.jsonl"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}\n")
+    for path in stages.iterdir():
+        path.write_text(OF_REPOSITORY)
+    repository = str(tmp_path / "data")
+    code, lines, err = run(stages, REPOSITORY=repository, COMMITS="03_gen_scores")
+    assert (code, lines) == (2, []) and "branch main has moved on: this stage starts from commit" in err, err
+    assert (
+        "by self-reward at 20" in err and ": 'user data: M1/more.txt'. To go on from the newest commit run again" in err
+    )
+    code, lines, err = run(stages, REPOSITORY=repository)
+    assert code == 0 and lines[0].startswith("M1 04_gen_preferences  ") and lines[-1].startswith("done: "), err
+    # what is done stays so, and a commit after the last stage's is nobody's concern
+    code, lines, err = run(stages, REPOSITORY=repository, COMMITS="05_dpo")
+    assert code == 0 and "M1 04_gen_preferences  skipped" in lines[0], err
+    code, lines, err = run(stages, REPOSITORY=repository, COMMITS="00_sft")
+    assert code == 0 and "M1 04_gen_preferences  skipped" in lines[0], err
+
+
 @pytest.mark.parametrize("code", [1, 2, 75])
 def test_b21_a_failing_stage_ends_the_run_with_its_code(stages, code):
     found, lines, _ = run(stages, FAIL="M1 02_gen_responses", CODE=str(code))

@@ -280,6 +280,51 @@ def test_scores_are_divided_and_merged_likewise(place, merged, whole, tmp_path):
     assert small(place, "M0/03_gen_scores.manifest.json")["counts"] == counts
 
 
+SIXTEEN = """
+import sys
+from self_reward import artifacts, jsonl, loading, shards, stage
+
+def work(p, run):
+    rows = enumerate(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
+    made = [
+        {"prompt_id": row["prompt_id"], "n": n, "finish_reason": "stop", "tokens": 1, shards.POSITION: position}
+        for position, row in rows
+        if position % run.shard[1] == run.shard[0]
+        for n in range(2)
+    ]
+    run.counts["responses"] = jsonl.write(run.output("responses"), made)
+    run.details["sampler"] = "none"
+
+sys.exit(stage.main("02_gen_responses", work, "In place of stages/02_gen_responses.py."))
+"""
+
+
+def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder, tmp_path):
+    """Work without a model: what is tried here is the repository. 18 prompts, so that two shards have more than one."""
+    (tmp_path / "02_gen_responses.py").write_text(SIXTEEN)
+    seed = ["--seed", "16"]  # another key than that of what is there
+    running = [
+        start(folder, place.address, [tmp_path / "02_gen_responses.py", "--shard", f"{i}/16", *seed]) for i in range(16)
+    ]
+    other, commits = place.store.on("other"), []
+    while any(process.poll() is None for process in running):
+        (tmp_path / "note").write_text(str(len(commits)))
+        commits.append(other.put({"notes/note.txt": tmp_path / "note"}, message=f"note {len(commits)}"))
+    for process in running:
+        code, _, err = end(process)
+        assert code == 0, err
+    assert len(place.store.branches("shards/")) == 16
+    assert [commit.id for commit in other.resolve().log][: len(commits)] == commits[::-1] and len(commits) > 2
+    code, out, err = place.run("stages/merge.py", "02_gen_responses", "--shards", "16", *seed)
+    assert code == 0 and "prompts=18 responses=36 truncated=0 tokens=36" in out, err
+    rows = list(jsonl.read(pulled(place, RESPONSES, tmp_path)))
+    assert rows == [
+        {"prompt_id": f"id-{i}", "n": n, "finish_reason": "stop", "tokens": 1} for i in range(18) for n in range(2)
+    ]
+    assert not place.store.branches("shards/")
+    place.store.remove_branch("other")
+
+
 def test_shards_need_a_server_and_merge_a_stage(folder, whole):
     for words in (["stages/02_gen_responses.py", "--shard", "0/2"], ["stages/merge.py", "02_gen_responses"]):
         code, out, err = end(start(folder, whole, words))
