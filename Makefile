@@ -53,6 +53,11 @@ test-server: setup  ## The tests that talk to a server, with a real one and ngin
 test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
 	$(PYTHON) -m tests.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)
 
+.PHONY: test-remote-kills
+test-remote-kills: ROUNDS = 200
+test-remote-kills: setup  ## Kill stages, connections and a real server 200 times (OXEN_SERVER=path ROUNDS=200 SEED=0)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.remote_kills --rounds $(ROUNDS) --seed $(SEED)
+
 .PHONY: fuzz
 fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600 each, FUZZ="jsonl" that one)
 	$(VENV)/bin/uv pip install --python $(PYTHON) --quiet --no-deps -r requirements/fuzz.txt
@@ -63,6 +68,10 @@ bench-data: setup  ## A million rows: dedupe, 04_gen_preferences, push and pull 
 	$(PYTHON) -m bench.dedupe
 	$(PYTHON) -m bench.preferences
 	$(PYTHON) -m bench.store
+
+.PHONY: bench-store
+bench-store: setup  ## 1 GB to a real server and back, beside bare oxenai (OXEN_SERVER=path BENCH_ARGS="--size_gb 5 --shape 1")
+	$(PYTHON) -m bench.store --server $(BENCH_ARGS)
 
 .PHONY: test-disk
 test-disk: setup  ## A full disk at every write of every stage, about an hour (DISK_ARGS="--only 05_dpo --step 8")
