@@ -47,7 +47,7 @@ def pull(
     `store` is a remote one; `parameters` are those that are part of `key`. Raises UserError that names every shard that
     is missing, and every one that does not belong to the others.
     """
-    branches = store.branches(PREFIX)
+    branches, at = store.branches(PREFIX), store.address
     expected = [branch(key, number, count) for number in range(count)]
     manifest_path = f"M{iteration}/{stage}.manifest.json"
 
@@ -61,7 +61,8 @@ def pull(
         if name.startswith(folder(key)):
             problems.append(
                 f"foreign shard {name}: of the same work, but not one of the {count} from 0-of-{count} to "
-                f"{count - 1}-of-{count}; merge with the --shards that it was made with, or remove that branch"
+                f"{count - 1}-of-{count}; merge with the --shards that it was made with, or remove that branch "
+                f"(curl -X DELETE {at.server}/api/repos/{at.namespace}/{at.name}/branches/{name})"
             )
     found = {}
     for number, name in enumerate(expected):

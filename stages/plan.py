@@ -78,6 +78,7 @@ def bring_data(p) -> None:
                 lock_timeout=p.lock_timeout,
                 store_timeout=p.store_timeout,
                 cache_dir=Path(p.cache_dir).expanduser(),
+                progress=stage.Progress(),
             )
 
 
@@ -87,7 +88,8 @@ def check_base_model(p, inputs, repository, snapshot) -> None:
 
     folder = inputs.paths.get("base")
     on_server = folder and store.is_remote(p.data_repo)
-    if inputs.needs_base and not on_server:  # else 00_sft will say it, which needs the weights anyway
+    # on a server its hash means reading all of it, until a stage has done so, in whose manifest it is from then on
+    if inputs.needs_base and (not on_server or inputs.recorded_base):
         stage.base_id(p, inputs, snapshot)
     if on_server:
         files = [path for path in snapshot.files if path.rpartition("/")[0] == folder]

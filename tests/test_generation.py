@@ -48,6 +48,26 @@ class Counting:
                 yield index, [Sample(f"{index} é\n", prompts[index], "stop")] * n
 
 
+def test_shards_are_disjoint_and_together_the_undivided_run(tmp_path, model_dir, caplog):
+    """48 prompts in chunks of 4 over 5 shards: 12 chunks, so 3, 3, 2, 2, 2; and of 13 shards one has nothing to do."""
+    sampler = samplers.load("transformers", model_dir, batch_size=4)
+    whole = generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path / "whole")
+    seen: list[tuple[int, int]] = []
+    parts = [
+        generate(
+            sampler, PROMPTS, **SETTINGS, partial=tmp_path / str(i), shard=(i, 5),
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        for i in range(5)
+    ]  # fmt: skip
+    assert [sum(map(bool, part)) for part in parts] == [12, 12, 8, 8, 8]
+    assert {total for _, total in seen} == {12, 8} and seen[-1] == (8, 8)
+    for index, expected in enumerate(whole):
+        assert [part[index] for part in parts if part[index]] == [expected]
+    assert not any(generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path / "idle", shard=(12, 13)))
+    assert "shard 12/13 has nothing to do: 48 prompts make 12 chunks" in caplog.text
+
+
 def test_order_text_and_progress(tmp_path):
     seen: list[tuple[int, int]] = []
     found = generate(
