@@ -288,6 +288,18 @@ def test_another_writer_between_the_last_look_and_the_commit_does_not_mix(repo):
     assert head(repo) == done[0] and ours(repo) == 0 and ours(repo, "03") == 1 and repo.workspaces() == []
 
 
+def test_of_two_processes_with_the_very_same_stage_one_commits_and_both_know_it(repo):
+    """A pod that was taken for dead, say. Its manifest has other times in it, so its files differ."""
+    other, before = Place(repo.server, "faults", repo.folder / "other"), head(repo)
+    done = []
+    theirs = {PROMPTS: b"the same stage, sampled elsewhere\n"}
+    repo.fake.fail(
+        "POST", "/merge/", lambda: done or done.append(other.push(theirs, key="02", expected=before, message="M0 test"))
+    )
+    assert push(repo) == done[0] == head(repo)
+    assert ours(repo) == 1 and repo.workspaces() == []
+
+
 def test_another_program_between_the_last_look_and_the_commit_is_named(repo):
     """One that knows nothing of the fence, and touches other files: nothing of either is lost, and it is said."""
     done = []

@@ -389,8 +389,9 @@ class RemoteStore:
             with contextlib.suppress(Exception):  # the next push does it otherwise
                 server.once("DELETE", f"/workspaces/{workspace}", stall=5)
             raise
-        made = self._commit(server, workspace, text, expected_head, fence=adds[FENCE][1], key=key)
-        self._verify(server, made["id"], made["parent_ids"], adds, removes, expected_head)
+        made, is_ours = self._commit(server, workspace, text, expected_head, fence=adds[FENCE][1], key=key)
+        if is_ours:
+            self._verify(server, made["id"], made["parent_ids"], adds, removes, expected_head)
         return made["id"]
 
     @property
@@ -491,22 +492,23 @@ class RemoteStore:
 
     def _commit(
         self, server: Server, workspace: str, text: str, expected_head: str, *, fence: str, key: str | None
-    ) -> dict[str, Any]:
-        """Commit the workspace. However the request ends, the commit is made at most once."""
+    ) -> tuple[dict[str, Any], bool]:
+        """Commit the workspace. However the request ends, the commit is made at most once. The second value is False
+        where another process that runs this very stage was faster; then the commit holds what that one made."""
         body = {"message": text, "author": "self-reward", "email": f"self-reward@{socket.gethostname()}"}
 
-        def attempt() -> dict[str, Any]:
+        def attempt() -> tuple[dict[str, Any], bool]:
             try:
                 where = f"/workspaces/{workspace}/merge/{self.branch}"
-                return server.once("POST", where, body, stall=COMMIT_SECONDS)["commit"]
+                return server.once("POST", where, body, stall=COMMIT_SECONDS)["commit"], True
             except (Network, ServerError, NotFound, Conflict) as error:
                 since = self._since(server, expected_head)
                 for one in since:
-                    is_same = key is not None and _told(one).key == key  # of another process that runs this very stage
-                    if is_same or (one["message"] == text and _fence(server, one) == fence):
+                    is_ours = one["message"] == text and _fence(server, one) == fence
+                    if is_ours or (key is not None and _told(one).key == key):
                         with contextlib.suppress(Exception):  # the next push on this branch does it otherwise
                             server.once("DELETE", f"/workspaces/{workspace}", stall=5)
-                        return one  # it landed, though its answer did not say so
+                        return one, is_ours  # it landed, though its answer did not say so
                 if isinstance(error, Conflict):
                     self._remove(server, workspace)
                 if since and isinstance(error, Conflict | NotFound):
