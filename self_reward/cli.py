@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from self_reward import artifacts, disk, parameters, stage
+from self_reward import artifacts, compare, data, disk, parameters, stage
 from self_reward.errors import UserError
 from self_reward.store import Snapshot, is_remote
 from self_reward.store.local import make_folder
@@ -44,7 +44,7 @@ def _main(words: list[str]) -> None:
     if words[0] == "accept":
         return accept(words[1:])
     if words[0] == "data":
-        return data(words[1:])
+        return look(words[1:])
     if words[0] != "export":
         raise UserError(f"unknown command {words[0]!r}; expected: export, accept, data")
     if len(words) == 1 or words[1] in ("-h", "--help"):
@@ -72,7 +72,7 @@ def accept(words: list[str]) -> None:
     print(f"{', '.join(paths)}: accepted; {p.data_repo} is at commit {commit}")
 
 
-def data(words: list[str]) -> None:
+def look(words: list[str]) -> None:
     """Look at a data repository, fetch from it, or bring data to it."""
     if not words or words[0] in ("-h", "--help"):
         print(DATA)
@@ -83,8 +83,13 @@ def data(words: list[str]) -> None:
     given = _data_parser(name).parse_intermixed_args(words[1:])
     flags = [word for flag in DATA_FLAGS if (value := getattr(given, flag)) for word in (f"--{flag}", value)]
     p = parameters.parse("07_export", DATA, flags)
-    with disk.explained(*stage.disks(p)):
-        _data(name, given, p)
+    try:
+        with disk.explained(*stage.disks(p)):
+            for line in _data(name, given, p):
+                print(data.plain(line))
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _data_parser(name: str) -> argparse.ArgumentParser:
@@ -113,48 +118,46 @@ def _data_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> None:
-    from self_reward import compare
-    from self_reward import data as lines_of
-
-    progress = stage.Progress()
+def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> list[str]:
+    """Do it; the lines to print."""
     if name == "put":
         return _put(given, p)
     store = stage.open_data_repo(p)
     if name == "diff":
-        iterations = [bool(re.fullmatch(r"M\d+", revision)) for revision in (given.old, given.new)]
-        if iterations[0] != iterations[1]:
-            raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
-        with stage.scratch_folder(p, f"data-{os.getpid()}") as scratch:
-            if iterations[0]:
-                snapshot = _resolved(store, p.revision)
-                lines = compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
-            else:
-                old, new = _resolved(store, given.old), _resolved(store, given.new)
-                lines = compare.commits(store, old, new, given.path, scratch)
-        print("\n".join(lines))
-        return
+        return _diff(given, p, store)
+    if name == "log" and given.n < 1:
+        raise UserError(f"-n {given.n}: expected how many commits to show, 1 or more")
     snapshot = _resolved(store, p.revision)
     if name == "ls":
-        print("\n".join(lines_of.ls(snapshot, given.path, every=given.all)))
-    elif name == "log":
-        print("\n".join(lines_of.history(snapshot.log, given.n)))
-    elif said := lines_of.get(store, snapshot, given.path, given.to, progress):
-        print(said)
+        return data.ls(snapshot, given.path, every=given.all)
+    if name == "log":
+        return data.history(snapshot.log, given.n)
+    return data.get(store, snapshot, given.path, given.to, stage.Progress())
 
 
-def _put(given: argparse.Namespace, p: parameters.Export) -> None:
-    from self_reward import data as lines_of
+def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[str]:
+    iterations = [bool(re.fullmatch(r"M\d+", revision)) for revision in (given.old, given.new)]
+    if iterations[0] != iterations[1]:
+        raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
+    with stage.scratch_folder(p, f"data-{os.getpid()}") as scratch:
+        if iterations[0]:
+            snapshot = _resolved(store, p.revision)
+            return compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
+        old, new = _resolved(store, given.old), _resolved(store, given.new)
+        return compare.commits(store, old, new, given.path, scratch)
 
+
+def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
+    made = []
     if given.create_repo and not is_remote(p.data_repo):
         make_folder(p.data_repo)
     store = stage.open_data_repo(p)
     if given.create_repo and is_remote(p.data_repo) and not store.exists():
         store.create()
-        print(f"{p.data_repo}: created, private")
-    paths, commit = lines_of.put(store, given.local, given.to, given.message)
-    said = f"commit {commit}" if commit else "nothing to commit, they are there already"
-    print("\n".join([*paths[:20], *([f"and {len(paths) - 20} more"] if len(paths) > 20 else []), said]))
+        made = [f"{p.data_repo}: created, private"]
+    paths, commit = data.put(store, given.local, given.to, given.message)
+    more = [f"and {len(paths) - 20} more"] if len(paths) > 20 else []
+    return [*made, *paths[:20], *more, f"commit {commit}" if commit else "nothing to commit, they are there already"]
 
 
 def _resolved(store: Any, revision: str | None) -> Snapshot:

@@ -43,7 +43,7 @@ def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
     """The files of a commit below `path`, one line each, in the order in which a run makes them: size, number of files,
     who wrote it, when, and the stage's counts. A model's folder, and one of more than MANY files, is one line, and
     manifests are left out, unless `every`. Raises NotFound where nothing is at `path`."""
-    path = path.strip("/")
+    path = "" if path == "." else path.strip("/").removeprefix("./")
     files = below(snapshot, path)
     units = {name: name for name in files} if every else folded(files, path)
     written = by_stage(snapshot)
@@ -138,19 +138,20 @@ def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]
 # ---- get
 
 
-def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> str:
+def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
     """Copy a file or folder out of a commit, checked, and say where it is. `to`: a new name, a folder to put it into,
     or "-" for standard output. What is there already is kept where it is equal; UserError names what differs."""
-    path = path.strip("/")
+    path = "" if path == "." else path.strip("/").removeprefix("./")
     names = list(below(snapshot, path))
     is_file = path in snapshot.files
     if to == "-":
         if not is_file:
             raise UserError(f"{path} is a folder of {len(names)} files; --to - is for one file")
-        return _print(store, snapshot, path, progress)
+        _print(store, snapshot, path, progress)
+        return []
     target = Path(to).expanduser()
-    if target.is_dir() or to.endswith("/"):
-        target = target / (Path(path).name or Path.cwd().name)
+    if path and (target.is_dir() or to.endswith("/")):
+        target = target / Path(path).name
     targets = {name: target if is_file else target / name.removeprefix(path).strip("/") for name in names}
     problems = [
         f"{place} is there already and is not {name} of commit {snapshot.commit[:12]}; move it away, or give another "
@@ -161,7 +162,8 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
     if problems:
         raise UserError(problems)
     wanted = [name for name, place in targets.items() if not place.exists()]
-    beside = target.with_name(f".{target.name}.part")  # what an interrupted get left there is gone on from
+    # what an interrupted get left there is gone on from
+    beside = target / ".part" if target.is_dir() else target.with_name(f".{target.name}.part")
     if wanted:
         store.pull(snapshot, wanted, beside, progress)
         for name in wanted:
@@ -170,12 +172,11 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
         shutil.rmtree(beside)
     size = human(sum(snapshot.files[name] for name in names))
     there = f", {len(names) - len(wanted)} of them there already" if len(wanted) < len(names) else ""
-    return (
-        f"{target}: {len(names)} {'file' if len(names) == 1 else 'files'}, {size}, of commit {snapshot.commit}{there}"
-    )
+    number = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return [f"{target}: {number}, {size}, of commit {snapshot.commit}{there}"]
 
 
-def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None) -> str:
+def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +187,6 @@ def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None)
             file.seek(0)
             sys.stdout.flush()
             shutil.copyfileobj(file, sys.stdout.buffer)
-    return ""
 
 
 # ---- log
@@ -260,6 +260,11 @@ def when(commit: Commit) -> str:
 def in_words(counts: dict[str, Any]) -> str:
     """The first counts of a stage, as its commit's message has them."""
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3])
+
+
+def plain(line: str) -> str:
+    """What is safe to show: names and messages come from other people, control characters would reach the terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 def aligned(rows: Iterable[tuple[str, ...]], right: int = 0) -> list[str]:

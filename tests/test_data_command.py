@@ -179,6 +179,10 @@ def test_get_brings_a_file_or_folder_and_overwrites_nothing(made, run, tmp_path)
     assert not (tmp_path / "final_checkpoint/vocabulary").exists()
     assert not [file for file in tmp_path.rglob("*") if file.name[0] == "."]
 
+    (tmp_path / "final_checkpoint/weights").write_bytes(bytes(100))
+    assert run("get", folder)[0].endswith(", 2 of them there already")
+    assert run("get", ".", "--to", "all")[0].startswith("all: 18 files")
+    assert (tmp_path / "all" / path).read_bytes() == wanted
     with pytest.raises(UserError, match="is a folder of 3 files; --to - is for one file"):
         run("get", folder, "--to", "-")
     command = [sys.executable, "-m", "self_reward.cli", "data", "get", path, "--to", "-"]
@@ -214,6 +218,8 @@ def test_log_is_one_line_a_commit_newest_first(made, run):
         one[:12] for one in reversed(made.commits)
     ]
     assert lines[0].endswith("  M1 06_evaluate: 3.5 reward_M1/dpo")
+    with pytest.raises(UserError, match="-n 0"):
+        run("log", "-n", "0")
     short = run("log", "-n", "2")
     assert short[:2] == lines[:2] and short[2] == f"and {len(lines) - 2} older ones (-n {len(lines)})"
 
@@ -352,6 +358,19 @@ def test_rows_are_compared_without_being_held(tmp_path):
     tracemalloc.stop()
     assert said == "60000 -> 60001, 1 added"
     assert peak < (tmp_path / "a.jsonl").stat().st_size
+
+
+def test_what_other_people_wrote_does_not_reach_the_terminal_raw():
+    assert data.plain("é \x1b[31mred\u202e\x07") == "é \\x1b[31mred\\u202e\\x07"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    (tmp_path / "data/M0/train").mkdir(parents=True)
+    (tmp_path / "data/M0/train/ift.jsonl").write_text("{}\n")
+    program = f"{sys.executable} -m self_reward.cli data ls --data_repo data | true; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["bash", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "0\n" and "again" not in ended.stderr
 
 
 def test_sizes_are_written_as_people_write_them():
