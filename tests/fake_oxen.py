@@ -8,7 +8,8 @@ Without a fault it answers as oxen-server 0.65.1 does; tests/test_fake_oxen.py c
         server.fail("PUT", r"/parts/2$", "503", times=2)
 
 What a fault may be (`how`):
-    a status   403, 404, 409, 429 (with Retry-After), 500, 502 (with a proxy's HTML), 507 ...: refused, nothing is done
+    a status   301 (to elsewhere.invalid), 403, 404, 409, 429 (with Retry-After), 500, 502 (with a proxy's HTML),
+               507 ...: refused, nothing is done
     hang, hang_midway   takes all, or half of the body, and is silent until release()
     cut        the connection breaks in the middle of the request's body, or of the answer's where that has none
     lost       the work is done, but the connection breaks before the answer
@@ -661,6 +662,8 @@ def _fault(status: int, kind: str, title: str, detail: str | None = None) -> Non
 def _refuse(status: int) -> None:
     if status in (401, 502, 503, 504, 507):  # of a proxy in front
         raise Refused(status, PAGE.format(status))
+    if status in (301, 302, 307, 308):
+        raise Refused(status, PAGE.format(status), {"Location": "https://elsewhere.invalid/"})
     _fault(status, "conflict" if status == 409 else "on_command", f"told to answer {status}")
 
 

@@ -162,6 +162,14 @@ def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
     assert repo.workspaces() == []
 
 
+def test_a_redirect_is_told_and_not_followed(repo):
+    """The token would go to another host."""
+    fault = repo.fake.fail("GET", "", "301", times=None)
+    with in_time(1.5), pytest.raises(UserError, match="https://elsewhere.invalid/"):
+        repo.store().resolve()
+    assert fault.hits == 1
+
+
 def test_a_server_that_is_down(repo):
     repo.fake.kill()
     with in_time(), pytest.raises(Network, match=r"cannot be reached.*Connection refused.*store_timeout"):
