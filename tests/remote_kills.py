@@ -67,8 +67,8 @@ class Violation(Exception):
 
 
 def train() -> int:
-    """05_dpo without a model: pulls the policy's checkpoint, writes one of random bytes, as no two runs on a GPU write
-    the same."""
+    """05_dpo without a model: pulls the policy's checkpoint and writes one. In every second iteration each try writes
+    other bytes, as no two runs on a GPU write the same; else the same, which the server may have a part of."""
     from self_reward import stage
 
     return stage.main("05_dpo", _work, train.__doc__)
@@ -88,7 +88,8 @@ def write_checkpoint(folder: Path, iteration: int) -> dict[str, str]:
     hashes = {}
     about = {"finetune": "full", "base_model": "path:none", "iteration": iteration}
     for name, size in {"self_reward.json": 0, **FILES}.items():
-        content = json.dumps(about).encode() if name == "self_reward.json" else os.urandom(size)
+        content = random.Random(f"{iteration} {name}").randbytes(size) if iteration % 2 else os.urandom(size)
+        content = content if name != "self_reward.json" else json.dumps(about).encode()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
         hashes[name] = hashlib.sha256(content).hexdigest()
