@@ -69,8 +69,8 @@ def init(repo: str) -> None:
         (beside / ".oxen" / "self_reward").mkdir()
         if not (root / ".oxen").exists():
             os.rename(beside / ".oxen", root / ".oxen")
-    except OSError:
-        if not (root / ".oxen" / "self_reward").exists():  # else another process was faster
+    except BaseException:  # Oxen's own errors too: who was faster removes what others have begun
+        if not (root / ".oxen" / "self_reward").exists():
             raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
