@@ -296,6 +296,20 @@ def test_another_writer_between_the_last_look_and_the_commit_does_not_mix(repo):
     assert head(repo) == done[0] and ours(repo) == 0 and ours(repo, "03") == 1 and repo.workspaces() == []
 
 
+def test_writers_do_not_mix_on_a_server_that_leaves_out_files_of_the_old_size(repo):
+    """Seen with oxen-server 0.65.1: when its first writers come at once, its look at how exact the times of its disk
+    are may fail, and from then on it takes new content of the old size for the old content, within two seconds."""
+    repo.fake.repositories["ns/faults"].is_coarse = True
+    other = Place(repo.server, "faults", repo.folder / "other")
+    done = []
+    repo.fake.fail("POST", "/merge/", lambda: done or done.append(other.push({PROMPTS: b"theirs\n"}, key="03")))
+    with pytest.raises(Conflict, match="M0 test"):
+        repo.push({"M0/generated/others.jsonl": b"ours\n"}, key="0002", expected=head(repo))
+    assert head(repo) == done[0] and ours(repo, "0002") == 0
+    with pytest.raises(Corrupt, match="the server has"):  # said, at least
+        repo.push({PROMPTS: b"other!\n"}, key="04")
+
+
 def test_of_two_processes_with_the_very_same_stage_one_commits_and_both_know_it(repo):
     """A pod that was taken for dead, say. Its manifest has other times in it, so its files differ."""
     other, before = Place(repo.server, "faults", repo.folder / "other"), head(repo)
