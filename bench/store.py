@@ -10,7 +10,8 @@ Compared, for a local repository, is what a user's own script would do with the 
 - pull: bare is `repo.restore(path, source=commit)` of files that are missing from the working tree; ours is
   `store.pull` of the same files to a folder beside the repository, with the XXH3 of every file checked.
 With --server it is a real oxen-server on loopback, started for this:
-- push: bare is `workspace.add_files(folder, files); workspace.commit(text)`; ours is `store.push`, as above.
+- push: bare is `workspace.add_files(folder, files); workspace.commit(text)`; ours is `store.push` of the files and of a
+  manifest that has their hashes, as a stage makes it.
 - again: the same contents under another path, so that nothing needs to be sent.
 - pull: bare is `repo.download(folder, to, commit)`; ours is `store.pull`.
 Each is one process; the clock starts after its imports. Rounds are interleaved, since the machine may have other work;
@@ -110,7 +111,7 @@ def bare_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
 
 
 def ours_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
-    from self_reward.store import open_store
+    from self_reward.store import index, open_store
 
     store = open_store(url, branch="main", lock_timeout=60, store_timeout=3600, cache_dir=source.parent / "cache")
     if operation == "push":
@@ -119,8 +120,13 @@ def ours_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
         store.put({"M0/train/first.txt": source.parent / "first.txt"}, message="first")
     head = store.resolve()
     if operation != "pull":
-        path, key = ("M0/big" if operation == "push" else "M1/big"), os.urandom(8).hex()
-        return timed(lambda: store.push({path: source}, key=key, message="big", expected_head=head.head))
+        model, key = ("M0" if operation == "push" else "M1"), os.urandom(8).hex()
+        entries = {f"{model}/big/{path.name}": index.hash_file(path) for path in source.iterdir()}
+        outputs = {path: {"sha256": e.sha256, "xxh3": e.blob, "size": e.size} for path, e in entries.items()}
+        manifest = source.parent / "manifest.json"
+        manifest.write_text(json.dumps({"key": key, "outputs": outputs}))
+        files = {f"{model}/big": source, f"{model}/bench.manifest.json": manifest}
+        return timed(lambda: store.push(files, key=key, message="big", expected_head=head.head))
     to = source.parent / "pulled"
     shutil.rmtree(to, ignore_errors=True)
     return timed(lambda: store.pull(head, ["M0/big"], to))
