@@ -322,6 +322,26 @@ def test_of_two_processes_with_the_very_same_stage_one_commits_and_both_know_it(
     assert ours(repo) == 1 and repo.workspaces() == []
 
 
+def test_a_server_that_has_lost_what_was_staged_because_the_branch_moved(repo):
+    """Seen with oxen-server 0.65.1 when several commit at the same moment: 422 NoChanges to all but one."""
+    other, workspaces = (
+        Place(repo.server, "faults", repo.folder / "other"),
+        repo.fake.repositories["ns/faults"].workspaces,
+    )
+    done = []
+
+    def move_and_lose():
+        if not done:
+            done.append(other.push({PROMPTS: b"theirs\n"}, key="03"))
+            for workspace in workspaces.values():
+                workspace.staged.clear()
+
+    repo.fake.fail("POST", "/merge/", move_and_lose)
+    with pytest.raises(Conflict, match="moved"):
+        push(repo)
+    assert head(repo) == done[0] and ours(repo) == 0
+
+
 def test_another_program_between_the_last_look_and_the_commit_is_named(repo):
     """One that knows nothing of the fence, and touches other files: nothing of either is lost, and it is said."""
     done = []

@@ -44,7 +44,7 @@ from self_reward.store import (
     is_manifest,
     recorded_sha256,
 )
-from self_reward.store.errors import Conflict, Corrupt, Network, NotFound, ServerError
+from self_reward.store.errors import Conflict, Corrupt, Network, NoChanges, NotFound, ServerError
 from self_reward.store.server import COMMIT_SECONDS, Server
 
 FENCE = ".self_reward/commit.json"
@@ -505,7 +505,7 @@ class RemoteStore:
             try:
                 where = f"/workspaces/{workspace}/merge/{self.branch}"
                 return server.once("POST", where, body, stall=COMMIT_SECONDS)["commit"], True
-            except (Network, ServerError, NotFound, Conflict) as error:
+            except (Network, ServerError, NotFound, Conflict, NoChanges) as error:
                 since = self._since(server, expected_head)
                 for one in since:
                     is_ours = one["message"] == text and _fence(server, one) == fence
@@ -515,7 +515,8 @@ class RemoteStore:
                         return one, is_ours  # it landed, though its answer did not say so
                 if isinstance(error, Conflict):
                     self._remove(server, workspace)
-                if since and isinstance(error, Conflict | NotFound):
+                # NoChanges: seen with oxen-server 0.65.1 when several commit to a branch at the same moment
+                if since and isinstance(error, Conflict | NotFound | NoChanges):
                     raise self._moved(expected_head, _told(since[0])) from None
                 if isinstance(error, NotFound):
                     raise TryAgain(
