@@ -294,10 +294,7 @@ class Reader:
         while page <= pages:
             answer = self.ask(f"/commits/history/{quote(branch, safe='')}?page={page}&page_size=100")
             found += [commit["message"] for commit in answer["commits"]]
-            page, pages = (
-                page + 1,
-                answer["pagination"]["total_pages"] if "pagination" in answer else answer["total_pages"],
-            )
+            page, pages = page + 1, answer["total_pages"]
         return found[::-1]
 
     def files(self, commit: str) -> dict[str, int]:
@@ -369,7 +366,6 @@ class World:
         self.ever_kept = 0
         self.undisturbed: dict[str, Undisturbed] = {}
         self.process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
         self._put_user_data()
 
     def _put_user_data(self) -> None:
@@ -397,7 +393,6 @@ class World:
         self.first = self.reader.log()
 
     def start(self, stage: str, iteration: int, store_timeout: float) -> subprocess.Popen[bytes]:
-        self.starts += 1
         program = ["stages/04_gen_preferences.py"]
         if stage == "05_dpo":
             program = ["-c", "import sys; from tests import remote_kills; sys.exit(remote_kills.train())"]
@@ -458,10 +453,11 @@ class World:
 
         def hang() -> None:
             os.kill(self.server.pid, signal.SIGSTOP)
-            threading.Timer(2 * seconds, os.kill, (self.server.pid, signal.SIGCONT)).start()
+            threading.Timer(2 * seconds, wake).start()
 
         def wake() -> None:
-            os.kill(self.server.pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.server.pid, signal.SIGCONT)
 
         return {
             "kill": (process.kill, lambda: None),
