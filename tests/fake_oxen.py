@@ -13,6 +13,7 @@ What a fault may be (`how`):
     hang, hang_midway   takes all, or half of the body, and is silent until release()
     cut        the connection breaks in the middle of the request's body, or of the answer's where that has none
     lost       the work is done, but the connection breaks before the answer
+    half       of a workspace only half is made, as by a server that is killed then
     done 502   the work is done, but the answer is this status
     slow       the answer comes at 20 bytes a second
     garbage    what should be JSON is a web page; what should be a file's content has a wrong byte
@@ -100,6 +101,7 @@ class Repository:
     workspaces: dict[str, Workspace] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)
+    half_made: set[str] = field(default_factory=set)
     is_coarse: bool = False
     """The server takes its disk's times for coarse: content of the old one's size that comes soon is left out."""
 
@@ -111,8 +113,12 @@ class Call:
     query: dict[str, str]
     body: bytes
     headers: Any
-    wrong: bool
-    """contents are to be answered with a wrong byte"""
+    how: Any
+    """the fault that this request is to have"""
+
+    @property
+    def wrong(self) -> bool:
+        return self.how == "garbage"
 
     @property
     def json(self) -> Any:
@@ -265,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
         if how and how.startswith("done "):
             status, answer, more = self.answer(how.removeprefix("done "), request, query, body)
         request.status = status
-        if how == "lost":
+        if how in ("lost", "half"):
             request.status = 0
             return self.hang_up()
         if how == "garbage" and isinstance(answer, dict):
@@ -308,9 +314,7 @@ class Handler(BaseHTTPRequestHandler):
                 _fault(500, "internal_server_error", NO_SPACE)
             with self.fake.lock:
                 given = {name: values[-1] for name, values in parse_qs(query).items()}
-                answer = _route(
-                    self.fake, self.command, request.path, Call(given, body, self.headers, how == "garbage")
-                )
+                answer = _route(self.fake, self.command, request.path, Call(given, body, self.headers, how))
         except Refused as error:
             return error.status, error.body, error.headers
         return (206 if isinstance(answer, dict) and answer.get("status") == "error" else 200), answer, {}
@@ -479,6 +483,10 @@ def workspaces(repository: Repository, call: Call) -> dict[str, Any]:
 
 def workspace(repository: Repository, call: Call) -> dict[str, Any]:
     name, on = call.json["workspace_id"], call.json["branch_name"]
+    if call.how == "half":
+        repository.half_made.add(name)
+    if name in repository.half_made:
+        _fault(500, "internal_server_error", f"Workspace {name} already exists")
     if not repository.branches:
         repository.branches[on] = _commit(repository, [], "Initialized Repo 🐂", "Oxen", "oxen@oxen.ai", {})
     if on not in repository.branches:

@@ -366,6 +366,15 @@ def test_a_push_that_fails_midway_commits_nothing_and_the_next_removes_what_it_l
     assert [one["id"] for one in repo.workspaces()] == ["somebodys"] and ours(repo) == 1
 
 
+@pytest.mark.parametrize("how", ["half", "lost", "hang"])
+def test_a_workspace_that_a_killed_server_had_begun_is_not_asked_for_again(repo, how):
+    """oxen-server 0.65.1 says of one that is half made that it exists, and neither gives nor removes it."""
+    repo.fake.fail("PUT", "/workspaces$", how)
+    threading.Timer(1, repo.fake.release).start()
+    push(repo, timeout=10)
+    assert ours(repo) == 1 and repo.workspaces() == []
+
+
 def test_an_upload_that_the_server_has_forgotten_is_begun_again(repo):
     """A server that was restarted, or that dropped an idle upload, answers 404 to its parts."""
     repo.fake.fail("PUT", "/parts/1$", "404")

@@ -404,9 +404,21 @@ class RemoteStore:
         return f"{WORKSPACE}{_blob(self.branch.encode())[:8]}-"
 
     def _workspace(self, server: Server, name: str) -> tuple[str, str]:
-        """A new workspace, and the commit that it starts from. On a repository without a commit the branch is made."""
-        wanted = {"workspace_id": name, "branch_name": self.branch}
-        found = server.ask("PUT", "/workspaces", wanted)["workspace"]
+        """A new workspace, whose name begins with `name`, and the commit that it starts from. On a repository without a
+        commit the branch is made."""
+        tried: list[str] = []
+
+        def attempt() -> dict[str, Any]:
+            # never the name of a try that failed: of one that a killed server had half made it says for ever that it
+            # exists, and neither gives nor removes it
+            tried.append(f"{name}-{len(tried)}")
+            wanted = {"workspace_id": tried[-1], "branch_name": self.branch}
+            return server.once("PUT", "/workspaces", wanted)["workspace"]
+
+        found = server.again(attempt)
+        for other in tried[:-1]:
+            with contextlib.suppress(Exception):  # the next push does it otherwise
+                server.once("DELETE", f"/workspaces/{other}", stall=5)
         return found["id"], found["commit"]["id"]
 
     def _remove_leftovers(self, server: Server, head: str, key: str | None) -> None:
