@@ -154,7 +154,7 @@ def test_what_does_not_pass_is_an_error_within_store_timeout(repo, operation, re
 def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
     before = head(repo)
     fault = repo.fake.fail(*REQUESTS[operation][-1], status, times=None)
-    with in_time(1.5), pytest.raises(Auth, match="OXEN_TOKEN"):
+    with in_time(3), pytest.raises(Auth, match="OXEN_TOKEN"):
         operation(repo)
     assert fault.hits == 1 and head(repo) == before
     repo.fake.release()
@@ -165,14 +165,14 @@ def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
 def test_a_redirect_is_told_and_not_followed(repo):
     """The token would go to another host."""
     fault = repo.fake.fail("GET", "", "301", times=None)
-    with in_time(1.5), pytest.raises(UserError, match="https://elsewhere.invalid/"):
+    with in_time(3), pytest.raises(UserError, match="https://elsewhere.invalid/"):
         repo.store().resolve()
     assert fault.hits == 1
 
 
 def test_a_server_that_is_down(repo):
     repo.fake.kill()
-    with in_time(), pytest.raises(Network, match=r"cannot be reached.*Connection refused.*store_timeout"):
+    with in_time(), pytest.raises(Network, match=r"(refused.*|did not answer within )store_timeout"):
         repo.store(timeout=SHORT).resolve()
     threading.Timer(1, repo.fake.start).start()
     assert repo.store().resolve().head == head(repo)  # came back in time
@@ -458,7 +458,7 @@ def test_a_full_disk_of_the_server_is_told_at_once(repo):
     before = head(repo)
     for request in (("PUT", "/workspaces$"), ("PUT", "/parts/1$"), ("POST", "/merge/main$")):
         fault = repo.fake.fail(*request, "disk_full", times=None)
-        with in_time(1.5), pytest.raises(ServerError, match="disk of the server is full.*No space left"):
+        with in_time(3), pytest.raises(ServerError, match="disk of the server is full.*No space left"):
             push(repo)
         assert fault.hits == 1 and head(repo) == before
         repo.fake.release()
