@@ -582,6 +582,19 @@ def _stage(repository: Repository, name: str, path: str, hash: str) -> None:
         found.staged[path] = hash
 
 
+def changes(repository: Repository, call: Call, name: str) -> dict[str, Any]:
+    _workspace(repository, name)
+    found = repository.workspaces[name]
+    staged = {}
+    for kind, is_old in (("added_files", False), ("modified_files", True)):
+        paths = [
+            path for path, hash in found.staged.items() if hash and (path in repository.trees[found.base]) is is_old
+        ]
+        page, pages = _page([{"filename": path} for path in sorted(paths)], call.query)
+        staged[kind] = {"entries": page} | pages
+    return _status("success", "resource_found") | {"staged": staged}
+
+
 def remove(repository: Repository, call: Call, name: str) -> dict[str, Any]:
     _workspace(repository, name)
     found = repository.workspaces[name]
@@ -704,6 +717,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/workspaces", workspaces),
     ("PUT", "/workspaces", workspace),
     ("DELETE", "/workspaces/([^/]+)", remove_workspace),
+    ("GET", "/workspaces/([^/]+)/changes", changes),
     ("POST", "/workspaces/([^/]+)/merge/(.+)", merge),
     ("POST", "/workspaces/([^/]+)/files/?(.*)", multipart),
     ("DELETE", "/workspaces/([^/]+)/files", remove),

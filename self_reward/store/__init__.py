@@ -6,12 +6,13 @@ repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self_reward.store.errors import NotFound
+from self_reward.errors import UserError
+from self_reward.store.errors import Corrupt, NotFound
 
 if TYPE_CHECKING:
     from self_reward.store.local import LocalStore
@@ -91,14 +92,37 @@ def is_manifest(path: str) -> bool:
     return re.fullmatch(r"M\d+/\w+\.manifest\.json", path) is not None
 
 
+def outputs(path: str, manifest: bytes) -> dict[str, dict[str, Any]]:
+    """What the manifest at `path` records of each file that its stage wrote: sha256, size and, since version 0.1, xxh3.
+    Raises Corrupt for a manifest that no stage wrote so."""
+    try:
+        found = json.loads(manifest)["outputs"]
+        if all(isinstance(output["sha256"], str) and isinstance(output["size"], int) for output in found.values()):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Corrupt(
+        f"{path} is no manifest as stages write them; bring the one of an older commit back, or remove it together "
+        "with the files that its stage wrote, and run that stage again"
+    )
+
+
 def recorded_sha256(small: dict[str, bytes]) -> dict[str, str]:
     """SHA-256 by path of the files that stages wrote, from the manifests among `small`."""
-    found: dict[str, str] = {}
-    for path, content in small.items():
-        if is_manifest(path):
-            outputs = json.loads(content).get("outputs", {})
-            found |= {name: output["sha256"] for name, output in outputs.items()}
-    return found
+    manifests = [(path, content) for path, content in small.items() if is_manifest(path)]
+    return {name: output["sha256"] for one in manifests for name, output in outputs(*one).items()}
+
+
+def refuse_names(paths: Iterable[str]) -> None:
+    """Raise UserError for paths under which no data can be put: a server would keep some under another name."""
+    problems = [
+        f"{path!r} is no path for data: it must be relative, no part of it empty or beginning with a dot, without "
+        'backslash, " and control characters'
+        for path in paths
+        if any(part[:1] in ("", ".") for part in path.split("/")) or re.search(r'[\\"]', path) or not path.isprintable()
+    ]
+    if problems:
+        raise UserError(problems)
 
 
 def find_revision(revision: str, branch: str, log: Sequence[Any]) -> str:

@@ -41,8 +41,11 @@ def parse(text: str) -> Address:
             "data_repo: an address with a user or a password in it, which would be shown in logs; leave out what "
             f"stands before the @, and give a token in OXEN_TOKEN or OXEN_TOKEN_FILE; {EXPECTED}"
         )
+    if "?" in rest or "#" in rest:
+        raise UserError(f"data_repo: an address with a ? or a # in it; {EXPECTED}")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?/([\w.-]+)/([\w.-]+)/?", rest, re.ASCII)
-    if scheme in SCHEMES and match and not {match[3], match[4]} & {".", ".."}:
+    port = int(match[2][1:]) if match and match[2] else 1
+    if scheme in SCHEMES and match and 0 < port < 65536 and not {match[3], match[4]} & {".", ".."}:
         return Address(SCHEMES[scheme], match[1].lower() + (match[2] or ""), match[3], match[4])
     meant = ""
     if scheme in ("http", "https") and match:
@@ -64,7 +67,8 @@ def token(address: Address, variable: str = "OXEN_TOKEN", environment: Mapping[s
         found = from_file
         if not found.strip():
             raise UserError(f"{variable}_FILE = {file} is empty; expected a token")
-    found = found.strip() or _saved(address.host, environment) or ""
+    is_closed = address.scheme == "https" or ":" in address.host  # a token saved for a public host is not sent in clear
+    found = found.strip() or (_saved(address.host, environment) if is_closed else None) or ""
     if not found.isascii() or not found.isprintable() or " " in found:
         raise UserError(f"{variable} holds characters that no token has (a space, a line break, an accent?)")
     return found or None

@@ -24,7 +24,11 @@ class NoChanges(UserError):
 
 
 class Network(TryAgain):
-    """The server cannot be reached or does not answer properly."""
+    """The server cannot be reached or does not answer properly. `passes`: whether trying again may help."""
+
+    def __init__(self, text: str, *, passes: bool = True):
+        super().__init__(text)
+        self.passes = passes
 
 
 class ServerError(TryAgain):

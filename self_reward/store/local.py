@@ -21,7 +21,7 @@ from typing import Any
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import SMALL, Snapshot, commit, index, recorded_sha256
+from self_reward.store import SMALL, Snapshot, commit, index, recorded_sha256, refuse_names
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
 
 
@@ -110,10 +110,7 @@ class LocalStore:
         The files are copied, and a kill leaves all of them or none. Raises UserError for a path that a stage writes or
         where no file can be, Conflict where the working tree has another uncommitted file in the place.
         """
-        if bad := [path for path in files if any(part in ("", "..") or part[0] == "." for part in path.split("/"))]:
-            raise UserError(
-                [f"{path!r} is no path for data: relative, and no part may begin with a dot" for path in bad]
-            )
+        refuse_names(files)
         if not (self.root / ".oxen").exists():
             self._child("init", lock=False)
         sources = {path: str(Path(local).resolve()) for path, local in files.items()}

@@ -16,16 +16,17 @@ import functools
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import urllib3
 import xxhash
@@ -42,9 +43,11 @@ from self_reward.store import (
     first_line,
     index,
     is_manifest,
+    outputs,
     recorded_sha256,
+    refuse_names,
 )
-from self_reward.store.errors import Conflict, Corrupt, Network, NoChanges, NotFound, ServerError
+from self_reward.store.errors import Auth, Conflict, Corrupt, NoChanges, NotFound, ServerError
 from self_reward.store.server import COMMIT_SECONDS, Server
 
 FENCE = ".self_reward/commit.json"
@@ -54,6 +57,7 @@ THREADS = 4
 PAGE = 1000
 CHUNK = 64 << 20  # bytes that are asked for at once where a download goes on
 
+T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 Listing = dict[str, tuple[int, str]]
 """path -> size in bytes and Oxen's name for the content"""
@@ -130,7 +134,7 @@ class RemoteStore:
         files = list(dict.fromkeys(path for files in wanted.values() for path in files))
         needed = sum(snapshot.files[path] for path in files)
         report = _counted(progress, "MB pulled", needed)
-        recorded = recorded_sha256(snapshot.small)
+        recorded, compared = recorded_sha256(snapshot.small), _recorded(snapshot.small, "xxh3")
         hashes: dict[str, str] = {}
         problems: list[str] = []
 
@@ -145,7 +149,7 @@ class RemoteStore:
                 return
             # the listing's hash was compared with the manifest's at resolve; a manifest may lack it
             sha256 = recorded.get(path)
-            if sha256 is None or path not in _recorded(snapshot.small, "xxh3"):
+            if sha256 is None or path not in compared:
                 found = index.hash_file(target).sha256
                 if sha256 not in (None, found):
                     problems.append(
@@ -158,7 +162,7 @@ class RemoteStore:
             hashes[path] = sha256
 
         with self._server() as server, disk.explained(to, needed=needed):
-            _each(one, files)
+            _each(server, one, files)
         if problems:
             raise Corrupt(sorted(problems))
         return {path: hashes[path] for path in files}
@@ -190,17 +194,27 @@ class RemoteStore:
             except NotFound:
                 if not _exists(server) or server.ask("GET", "/branches")["branches"]:
                     raise
-                first = self._workspace(
-                    server, f"{WORKSPACE}first-{uuid.uuid4().hex[:8]}"
-                )  # makes the branch, with a commit of nothing
+                # makes the branch, with a commit of nothing
+                first = self._workspace(server, f"{WORKSPACE}first-{uuid.uuid4().hex[:8]}")
                 head, listing = first[1], {}
                 self._remove(server, first[0])
             written = recorded_sha256(self._small(server, head, listing))
             sources = index.expand(files)
+            refuse_names(sources)
             problems = [
                 f"{path} was written by a stage, and is not the user's to replace; see `self-reward accept`"
                 for path in sources
                 if path in written or is_manifest(path)
+            ]
+            folders = {str(folder) for path in listing for folder in PurePosixPath(path).parents}
+            problems += [
+                f"{path} is a folder of the data repository, and cannot be a file" for path in folders & {*sources}
+            ]
+            problems += [
+                f"{folder} is a file of the data repository; {path} cannot be put below it"
+                for path in sources
+                for folder in map(str, PurePosixPath(path).parents)
+                if folder in listing
             ]
             if problems:
                 raise UserError(problems)
@@ -217,13 +231,13 @@ class RemoteStore:
             for path in paths:
                 listing = _listing(server, head)
                 small = self._small(server, head, listing)
-                owner = next((name for name in small if is_manifest(name) and path in _outputs(small[name])), None)
+                owner = next((name for name in small if is_manifest(name) and path in outputs(name, small[name])), None)
                 if owner is None or path not in listing:
                     written = sorted(recorded_sha256(small))
                     raise UserError(f"{path} is no file that a stage wrote; those are {', '.join(written) or 'none'}")
                 size, blob = listing[path]
                 sha256 = self._sha256(server, head, path, blob)
-                if _outputs(small[owner])[path]["sha256"] == sha256:
+                if outputs(owner, small[owner])[path]["sha256"] == sha256:
                     notes.append(f"{path} is as its stage wrote it; there is nothing to accept")
                     continue
                 manifest = json.loads(small[owner])
@@ -242,8 +256,8 @@ class RemoteStore:
         finally:
             server.close()
 
-    def _head(self, server: Server, notes: list[str]) -> str:
-        """The branch's newest commit."""
+    def _head(self, server: Server, notes: list[str] | None = None) -> str:
+        """The branch's newest commit. With `notes` a branch that is not there is made from main, and that noted."""
         try:
             return server.ask("GET", f"/branches/{self.branch}")["branch"]["commit_id"]
         except NotFound:
@@ -258,6 +272,8 @@ class RemoteStore:
                 f"data repository {self.address} is empty. Put training data there: self-reward data put ift.jsonl "
                 f"ift+eft.jsonl --to M0/train --data_repo {self.address}, or copy another repository's: --seed_data"
             )
+        if notes is None:
+            raise NotFound(f"branch {self.branch} of {self.address} was removed meanwhile; it is not made again")
         if "main" not in there:
             raise NotFound(
                 f"data repository {self.address} has no branch {self.branch}, and no main from which to make it; it "
@@ -308,12 +324,13 @@ class RemoteStore:
             contents[path] = content
 
         paths = [path for path in listing if path.endswith(SMALL)]
-        _each(one, paths)
+        _each(server, one, paths)
         return {path: contents[path] for path in paths}
 
     def _sha256(self, server: Server, found: str, path: str, blob: str) -> str:
         """SHA-256 of a file that no manifest lists; read over the network once, then known by its content's name."""
-        if kept := self._kept(f"sha256-{blob}"):
+        kept = self._kept(f"sha256-{blob}") or b""
+        if re.fullmatch(rb"[0-9a-f]{64}", kept):  # else a machine that lost its power has written half of it
             return kept.decode()
 
         def attempt() -> str:
@@ -355,12 +372,13 @@ class RemoteStore:
         progress: Progress | None,
         key: str | None = None,
     ) -> str:
-        head = self._head(server, [])
+        head = self._head(server)
         newest = _told(server.ask("GET", f"/commits/{head}")["commit"])
-        if head != expected_head:
-            if key and newest.key == key:  # an earlier try landed
-                return head
+        if head != expected_head and not (key and newest.key == key):
             raise self._moved(expected_head, newest)
+        if head != expected_head and self._is_whole(server, head, key):  # an earlier try landed, or another process's
+            return head
+        expected_head = head
         listing = _listing(server, head)
         sources = index.expand(files)
         with ThreadPoolExecutor() as threads:  # hashing releases the GIL
@@ -370,15 +388,16 @@ class RemoteStore:
         new = {path: sources[path] for path, entry in adds.items() if listing.get(path) != entry}
         if key and newest.key == key and not new and not removes:
             return head
-        attempt = uuid.uuid4().hex
-        self._remove_leftovers(server, head, key)
+        attempt, end = uuid.uuid4().hex, server.deadline
         workspace, base = self._workspace(server, f"{self._workspaces}{(key or 'user')[:16]}-{attempt[:8]}")
+        if base != expected_head:  # the branch moved just now, by an earlier try of ours perhaps: look again
+            self._remove(server, workspace)
+            return self._push(server, files, text, expected_head, progress, key)
         try:
-            if base != expected_head:
-                raise self._moved(expected_head, _log(server, self._head(server, []))[0])
             self._stage(server, workspace, new, adds, progress)
             if removes:
                 server.ask("DELETE", f"/workspaces/{workspace}/files", removes)
+            self._refuse_unseen(server, workspace, [p for p in new if p in listing and listing[p][0] == adds[p][0]])
             with tempfile.TemporaryDirectory() as folder:
                 fence = Path(folder, "commit.json")
                 about = {"commit": text, "on": expected_head, "attempt": attempt, "host": socket.gethostname()}
@@ -389,14 +408,38 @@ class RemoteStore:
                 fence.write_text(content, encoding="utf-8")
                 adds[FENCE] = (fence.stat().st_size, index.blob_of(fence))
                 self._stage(server, workspace, {FENCE: fence}, adds, None)
-        except BaseException:
-            with contextlib.suppress(Exception):  # the next push does it otherwise
-                server.once("DELETE", f"/workspaces/{workspace}", stall=5)
+        except BaseException as error:
+            last = Server(self.address, self._token, seconds=min(5.0, end - time.monotonic()))
+            with contextlib.closing(last), contextlib.suppress(Exception):  # the next push does it otherwise
+                last.once("DELETE", f"/workspaces/{workspace}")
+            if not isinstance(error, UserError) or isinstance(error, Auth):
+                raise
+            # refused, perhaps since a commit has overtaken this push and its writer removed the workspace
+            with contextlib.closing(Server(self.address, self._token, seconds=end - time.monotonic())) as again:
+                if self._head(again) != expected_head:
+                    return self._push(again, files, text, expected_head, progress, key)
+            if isinstance(error, NotFound):
+                raise TryAgain(f"{error}: the uncommitted changes of this push are gone from the server") from error
             raise
         made, is_ours = self._commit(server, workspace, text, expected_head, fence=adds[FENCE][1], key=key)
         if is_ours:
             self._verify(server, made["id"], made["parent_ids"], adds, removes, expected_head)
+        elif not self._is_whole(server, made["id"], key):
+            return self._push(server, files, text, expected_head, progress, key)
+        self._remove_leftovers(made["id"])
         return made["id"]
+
+    def _is_whole(self, server: Server, found: str, key: str | None) -> bool:
+        """Whether a commit that another process made holds all that its manifest with this key lists: a server that
+        lost its power, or a workspace removed while it was filled, can leave a part."""
+        listing = _listing(server, found)
+        for path, content in self._small(server, found, listing).items():
+            if is_manifest(path) and json.loads(content).get("key") == key:
+                return all(
+                    listing.get(name) == (output["size"], output.get("xxh3", listing.get(name, (0, ""))[1]))
+                    for name, output in outputs(path, content).items()
+                )
+        return True
 
     @property
     def _workspaces(self) -> str:
@@ -421,22 +464,26 @@ class RemoteStore:
                 server.once("DELETE", f"/workspaces/{other}", stall=5)
         return found["id"], found["commit"]["id"]
 
-    def _remove_leftovers(self, server: Server, head: str, key: str | None) -> None:
-        """Remove what killed tries of this very push left on the server; what can no longer be committed to this
-        branch, since it has moved on (a killed server keeps a workspace that it has committed); and what nobody came
-        back for."""
-        own = f"{self._workspaces}{key[:16]}-" if key else None
-        older: set[str] = set()
-        for workspace in server.ask("GET", "/workspaces")["workspaces"]:
-            name, base, made = workspace["id"], workspace["commit"]["id"], workspace.get("created_at")
-            if not name.startswith(WORKSPACE):
-                continue
-            if name.startswith(self._workspaces) and base != head and not older:
-                older = {one["id"] for one in _history(server, head)} - {head}
-            is_late = name.startswith(self._workspaces) and base in older
-            is_old = made and (datetime.now(UTC) - datetime.fromisoformat(made[:19] + "+00:00")).days >= ABANDONED_DAYS
-            if is_late or is_old or (own and name.startswith(own)):
-                self._remove(server, name)
+    def _remove_leftovers(self, head: str) -> None:
+        """Remove workspaces that killed pushes left: those for this branch that `head`, a commit of ours, has
+        overtaken, and what nobody came back for.
+
+        Never another one: oxen-server 0.65.1 can lose staged files, and still commit the others, where a workspace is
+        removed while something is staged in it. What `head` has overtaken is no longer committed: FENCE differs.
+        """
+        server = Server(self.address, self._token, seconds=20)
+        with contextlib.closing(server), contextlib.suppress(UserError, TryAgain):  # the next push does it otherwise
+            older: set[str] = set()
+            for workspace in server.ask("GET", "/workspaces")["workspaces"]:
+                name, base, made = workspace["id"], workspace["commit"]["id"], workspace.get("created_at")
+                if not name.startswith(WORKSPACE):
+                    continue
+                if name.startswith(self._workspaces) and base != head and not older:
+                    older = {one["id"] for one in _history(server, head)} - {head}
+                is_late = name.startswith(self._workspaces) and base in older
+                age = datetime.now(UTC) - datetime.fromisoformat(made[:19] + "+00:00") if made else None
+                if is_late or (age and age.days >= ABANDONED_DAYS):
+                    self._remove(server, name)
 
     def _remove(self, server: Server, workspace: str) -> None:
         with contextlib.suppress(NotFound):
@@ -447,13 +494,33 @@ class RemoteStore:
     ) -> None:
         """Bring the contents of `files` to the server and into the workspace."""
         report = _counted(progress, "MB pushed", sum(adds[path][0] for path in files))
-        with ThreadPoolExecutor(THREADS) as threads, _stopping(threads):
+        with ThreadPoolExecutor(THREADS) as threads, _stopping(server):
             for path, source in files.items():
                 size, blob = adds[path]
                 if size == 0:  # the upload by hash takes none
                     server.ask("POST", f"/workspaces/{workspace}/files/", _multipart(path))
                 else:
                     self._upload(server, threads, workspace, path, source, size, blob, report)
+
+    def _refuse_unseen(self, server: Server, workspace: str, paths: list[str]) -> None:
+        """Raise ServerError where the server has left out one of `paths`, new contents of the old contents' size.
+
+        oxen-server 0.65.1 does so within two seconds of the old one when it takes the times of its disk for coarse; its
+        look at them can fail where its first writers after a start come at once, and is not repeated.
+        """
+        staged: set[str] = set()
+        page, pages = 1, 1 if paths else 0
+        while page <= pages:
+            found = server.ask("GET", f"/workspaces/{workspace}/changes", page=page, page_size=PAGE)["staged"]
+            lists = (found["added_files"], found["modified_files"])
+            staged |= {entry["filename"] for one in lists for entry in one["entries"]}
+            page, pages = page + 1, max(one["total_pages"] for one in lists)
+        if unseen := [path for path in paths if path not in staged]:
+            raise ServerError(
+                f"{self.address}: the server takes new content of {', '.join(unseen[:5])} for unchanged, since it has "
+                "the old size and came soon after it. Nothing was committed. Restart the server, then run again",
+                passes=False,
+            )
 
     def _upload(
         self,
@@ -485,19 +552,13 @@ class RemoteStore:
             return answer["completed"]
 
         def attempt() -> None:
-            try:
-                upload = server.once("POST", "/versions/uploads", wanted)
-            except NotFound as error:
-                raise TryAgain(
-                    f"{error}: the uncommitted changes of this push are gone from the server. Does another process "
-                    "push the same result?"
-                ) from error
+            upload = server.once("POST", "/versions/uploads", wanted)
             if upload["file"] == "already_stored":
                 report(size - sent)
                 return
             try:
                 numbers = range(1, upload["num_parts"] + 1)
-                if any(list(threads.map(functools.partial(part, upload), numbers))):
+                if any(_results(threads, functools.partial(part, upload), numbers)):
                     return
             except NotFound:
                 pass
@@ -509,15 +570,15 @@ class RemoteStore:
     def _commit(
         self, server: Server, workspace: str, text: str, expected_head: str, *, fence: str, key: str | None
     ) -> tuple[dict[str, Any], bool]:
-        """Commit the workspace. However the request ends, the commit is made at most once. The second value is False
-        where another process that runs this very stage was faster; then the commit holds what that one made."""
+        """Commit the workspace. However the request ends, the commit is made at most once. Returns it, and whether it
+        is ours: another process that ran this very stage may have been faster."""
         body = {"message": text, "author": "self-reward", "email": f"self-reward@{socket.gethostname()}"}
 
         def attempt() -> tuple[dict[str, Any], bool]:
             try:
                 where = f"/workspaces/{workspace}/merge/{self.branch}"
                 return server.once("POST", where, body, stall=COMMIT_SECONDS)["commit"], True
-            except (Network, ServerError, NotFound, Conflict, NoChanges) as error:
+            except (UserError, TryAgain) as error:
                 since = self._since(server, expected_head)
                 for one in since:
                     is_ours = one["message"] == text and _fence(server, one) == fence
@@ -542,7 +603,7 @@ class RemoteStore:
     def _since(self, server: Server, expected_head: str) -> list[dict[str, Any]]:
         """The branch's commits that are newer than `expected_head`, newest first."""
         newer = []
-        for one in _history(server, self._head(server, [])):
+        for one in _history(server, self._head(server)):
             if one["id"] == expected_head:
                 break
             newer.append(one)
@@ -693,7 +754,7 @@ def _recorded(small: dict[str, bytes], name: str) -> dict[str, str]:
         path: output[name]
         for manifest, content in small.items()
         if is_manifest(manifest)
-        for path, output in _outputs(content).items()
+        for path, output in outputs(manifest, content).items()
         if name in output
     }
 
@@ -707,10 +768,6 @@ def _known_inputs(small: dict[str, bytes], listing: Listing) -> dict[str, str]:
                 if path in listing and listing[path][1] == manifest.get("inputs_xxh3", {}).get(path):
                     known[path] = sha256
     return known
-
-
-def _outputs(manifest: bytes) -> dict[str, dict[str, Any]]:
-    return json.loads(manifest).get("outputs", {})
 
 
 def _blob(content: bytes) -> str:
@@ -727,6 +784,8 @@ def _download(
 ) -> str | None:
     """Write a file to `target`, going on with what an interrupted try left beside it. Returns None, or the hash that
     was found instead of `blob`; then nothing is at `target`."""
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; {path} would be written there. Move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{index.TEMPORARY}{_blob(target.name.encode())}-{blob}")
     digest = ""
@@ -745,6 +804,8 @@ def _download(
                         file.write(block)
                         xxh3.update(block)
                         report(len(block))
+                    if file.tell() == have:
+                        raise ServerError(f"{server.address}: the server sent nothing of {path} from byte {have} on")
 
             server.again(attempt)
             digest = format(xxh3.intdigest(), "x")
@@ -753,8 +814,6 @@ def _download(
             os.replace(part, target)
             return None
         part.unlink()
-        if not begun:
-            break
     return digest
 
 
@@ -765,20 +824,32 @@ def _from(server: Server, found: str, path: str, start: int, size: int) -> Itera
     return server.blocks(f"/chunk/{found}/{path}", chunk_start=start, chunk_size=min(CHUNK, size - start))
 
 
-def _each(work: Callable[[str], None], paths: list[str]) -> None:
+def _each(server: Server, work: Callable[[str], None], paths: list[str]) -> None:
     """Call `work` with every path, THREADS at a time; the first error ends it."""
-    with ThreadPoolExecutor(THREADS) as threads, _stopping(threads):
-        for _ in threads.map(work, paths):
-            pass
+    with ThreadPoolExecutor(THREADS) as threads, _stopping(server):
+        _results(threads, work, paths)
+
+
+def _results(threads: ThreadPoolExecutor, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    """What `work` returns for each item. The first error, of whichever item, is raised at once, and none is begun after
+    it."""
+    futures = [threads.submit(work, item) for item in items]
+    try:
+        for future in as_completed(futures):
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+    return [future.result() for future in futures]
 
 
 @contextlib.contextmanager
-def _stopping(threads: ThreadPoolExecutor) -> Iterator[None]:
-    """Begin nothing more after an error."""
+def _stopping(server: Server) -> Iterator[None]:
+    """After an error, Ctrl-C included, other threads must not try until the operation's time is over."""
     try:
         yield
     except BaseException:
-        threads.shutdown(wait=False, cancel_futures=True)
+        server.stop()
         raise
 
 

@@ -5,14 +5,17 @@ no time limits, holds the GIL for the whole of a transfer (no signal handler run
 text, sends a commit again after a 502 although it may have landed, and takes its token from a file only.
 """
 
+import contextlib
 import json
 import logging
+import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import urllib3
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
@@ -27,6 +30,7 @@ STALL_SECONDS = 60.0  # without a byte of an answer
 COMMIT_SECONDS = 300.0  # the same for a commit or the end of a large file, when the server reads it all once more
 LONGEST_WAIT = 30.0  # between two tries
 BLOCK = 1 << 18
+MOST = 256 << 20  # bytes of an answer in JSON: a million files
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 log = logging.getLogger("self_reward")
@@ -46,10 +50,25 @@ class Server:
         self.deadline = time.monotonic() + seconds
         self._headers = {"User-Agent": "self-reward"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = token is not None
-        self._pool = _pool(address)
+        self._sockets: list[socket.socket] = []
+        self._pool = _pool(address, self._sockets)
+        self._stopped = threading.Event()
+        self._timer = threading.Timer(max(seconds, 0) + 0.5, self.stop)  # a read that is just over says more
+        self._timer.daemon = True
+        self._timer.start()
 
     def close(self) -> None:
+        self._timer.cancel()
         self._pool.clear()
+
+    def stop(self) -> None:
+        """End the operation: nothing is tried or sent any more, and who waits for an answer gets none. Called from
+        another thread, by the clock at the latest (the time limits of single reads begin anew with each byte)."""
+        self.deadline = min(self.deadline, time.monotonic())
+        self._stopped.set()
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):  # it is closed already
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # ssl's own drops what another thread still reads with
 
     def url(self, path: str) -> str:
         """`path` below the repository's own; the characters that a path in a repository may have are escaped."""
@@ -75,7 +94,7 @@ class Server:
         with self._sent(
             method, url or self.url(path), content, {"Content-Type": kind} if kind else {}, stall, parameters
         ) as answer:
-            return self._json(answer, b"".join(self._blocks(answer, method)))
+            return self._json(answer, b"".join(self._blocks(answer, method, most=MOST)))
 
     def blocks(self, path: str, **parameters: Any) -> Iterator[bytes]:
         """The bytes of an answer as they come. Sent once: the caller goes on where it broke."""
@@ -89,22 +108,27 @@ class Server:
             wait=_wait,
             stop=lambda state: time.monotonic() + state.upcoming_sleep >= self.deadline,
             before_sleep=self._say,
+            sleep=self._pause,
             reraise=True,
         )
         try:
             return attempts(attempt)
         except (Network, ServerError) as error:
-            if not _may_pass(error) or "store_timeout" in str(error):
+            if not error.passes:
                 raise
-            raise type(error)(
-                f"{error}. Given up: store_timeout = {self.seconds:g} s is over, or would be with the next pause"
-            ) from error
+            text = str(error)
+            if "store_timeout" not in text:
+                text += f". Given up: store_timeout = {self.seconds:g} s is over, or would be with the next pause"
+            raise type(error)(text, passes=False) from error
 
     def left(self) -> float:
         """Seconds that the operation may still take. Raises Network when there are none."""
         if (left := self.deadline - time.monotonic()) > 0:
             return left
         raise Network(f"{self.address}: the operation took longer than store_timeout = {self.seconds:g} s")
+
+    def _pause(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
 
     def _say(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -147,7 +171,7 @@ class Server:
         answer = _Answer(response)
         if response.status >= 300:
             with answer:
-                body = b"".join(self._blocks(answer, method, most=1 << 20))
+                body = b"".join(self._blocks(answer, method, most=MOST))
                 self._refused(method, url, response, body)
         return answer
 
@@ -170,7 +194,7 @@ class Server:
             read += len(block)
             yield block
             if most is not None and read >= most:
-                return
+                raise ServerError(f"{self.address}: an answer of more than {most} bytes", passes=False)
         if expected is not None and read < expected:
             raise Network(f"{self.address}: the connection broke after {read} of {expected} bytes")
         answer.whole = True
@@ -258,15 +282,40 @@ class _Answer:
             self.response.close()
 
 
-def _pool(address: Address) -> urllib3.PoolManager:
+def _pool(address: Address, sockets: list[socket.socket]) -> urllib3.PoolManager:
+    """`sockets`: where each connection is noted."""
+
+    class Http(urllib3.connection.HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class Https(urllib3.connection.HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.append(self.sock)
+
+    class HttpPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Https
+
     options: dict[str, Any] = {"maxsize": 8, "block": False}
     if address.scheme == "https":
         options["ssl_context"] = ssl.create_default_context()  # reads SSL_CERT_FILE too
     host = address.host.rpartition(":")[0] if address.host.rpartition(":")[2].isdecimal() else address.host
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(host):
-        return urllib3.ProxyManager(proxy if "://" in proxy else f"http://{proxy}", **options)
-    return urllib3.PoolManager(**options)
+        where = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        if where.scheme not in ("http", "https") or not where.host:
+            raise UserError(f"the proxy for {address.server} in the environment is no http:// or https:// address")
+        login = urllib3.make_headers(proxy_basic_auth=unquote(where.auth)) if where.auth else None
+        pool: urllib3.PoolManager = urllib3.ProxyManager(where._replace(auth=None).url, proxy_headers=login, **options)
+    else:
+        pool = urllib3.PoolManager(**options)
+    pool.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    return pool
 
 
 def _content(body: Any) -> tuple[bytes | None, str | None]:
@@ -281,7 +330,7 @@ def _content(body: Any) -> tuple[bytes | None, str | None]:
 
 def _may_pass(error: BaseException) -> bool:
     """A full disk may pass too, but not within seconds: whoever starts the stage again decides when."""
-    return isinstance(error, Network) or (isinstance(error, ServerError) and error.passes)
+    return isinstance(error, Network | ServerError) and error.passes
 
 
 def _wait(state: RetryCallState) -> float:
