@@ -14,6 +14,7 @@ from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import UserError, all_of
 
 BY_STEP = ("iteration", "revision", "commit_file", "stop_file", "shard")  # set a step, never for the whole run
+REACH_SECONDS = 60.0  # in which a server must answer before anything is run
 SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
 
