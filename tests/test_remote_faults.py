@@ -325,7 +325,7 @@ def test_of_two_processes_with_the_very_same_stage_one_commits_and_both_know_it(
 
 
 def test_a_server_that_has_lost_what_was_staged_because_the_branch_moved(repo):
-    """Seen with oxen-server 0.65.1 when several commit at the same moment: 422 NoChanges to all but one."""
+    """The writer that was faster removes workspaces that come late; who commits one meanwhile gets 422 NoChanges, say."""
     other, workspaces = (
         Place(repo.server, "faults", repo.folder / "other"),
         repo.fake.repositories["ns/faults"].workspaces,

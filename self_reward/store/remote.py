@@ -588,8 +588,8 @@ class RemoteStore:
                         return one, is_ours  # it landed, though its answer did not say so
                 if isinstance(error, Conflict):
                     self._remove(server, workspace)
-                # NoChanges: seen with oxen-server 0.65.1 when several commit to a branch at the same moment
-                if since and isinstance(error, Conflict | NotFound | NoChanges):
+                # whatever it says: the one that was faster may be removing this workspace at this moment
+                if since and isinstance(error, UserError):
                     raise self._moved(expected_head, _told(since[0])) from None
                 if isinstance(error, NotFound):
                     raise TryAgain(
