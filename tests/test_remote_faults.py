@@ -325,7 +325,7 @@ def test_of_two_processes_with_the_very_same_stage_one_commits_and_both_know_it(
 
 
 def test_a_server_that_has_lost_what_was_staged_because_the_branch_moved(repo):
-    """The writer that was faster removes workspaces that come late; who commits one meanwhile gets 422 NoChanges, say."""
+    """The writer that was faster removes workspaces that come late; who commits one then gets 422 NoChanges, say."""
     other, workspaces = (
         Place(repo.server, "faults", repo.folder / "other"),
         repo.fake.repositories["ns/faults"].workspaces,

@@ -47,7 +47,7 @@ from self_reward.store import (
     recorded_sha256,
     refuse_names,
 )
-from self_reward.store.errors import Auth, Conflict, Corrupt, NoChanges, NotFound, ServerError
+from self_reward.store.errors import Auth, Conflict, Corrupt, NotFound, ServerError
 from self_reward.store.server import COMMIT_SECONDS, Server
 
 FENCE = ".self_reward/commit.json"
