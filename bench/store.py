@@ -197,6 +197,7 @@ def compare(folder: Path, size_gb: float, rounds: int, shapes: list[str], server
                 write_files(folder / "source", int(shape), round(size_gb * 1000) * 1000 * 1000)
                 with repository(folder / who, server, peaks, who) as where:
                     for operation in operations:
+                        os.sync()  # none pays for what another has written
                         found.setdefault((who, operation), []).append(one(who, operation, folder, where))
                 shutil.rmtree(folder / who, ignore_errors=True)
         for operation in operations:
