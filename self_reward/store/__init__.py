@@ -96,8 +96,11 @@ def outputs(path: str, manifest: bytes) -> dict[str, dict[str, Any]]:
     """What the manifest at `path` records of each file that its stage wrote: sha256, size and, since version 0.1, xxh3.
     Raises Corrupt for a manifest that no stage wrote so."""
     try:
-        found = json.loads(manifest)["outputs"]
-        if all(isinstance(output["sha256"], str) and isinstance(output["size"], int) for output in found.values()):
+        whole = json.loads(manifest)
+        found, inputs = whole["outputs"], [*whole.get("inputs", {}).values(), whole.get("inputs_xxh3", {})]
+        if all(isinstance(output["sha256"], str) and isinstance(output["size"], int) for output in found.values()) and (
+            all(isinstance(files, dict) for files in inputs)
+        ):
             return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

@@ -190,14 +190,15 @@ class RemoteStore:
         with self._server() as server:
             try:
                 head = self._head(server, [])
-                listing = _listing(server, head)
             except NotFound:
-                if not _exists(server) or server.ask("GET", "/branches")["branches"]:
+                if not _exists(server):
                     raise
-                # makes the branch, with a commit of nothing
-                first = self._workspace(server, f"{WORKSPACE}first-{uuid.uuid4().hex[:8]}")
-                head, listing = first[1], {}
-                self._remove(server, first[0])
+                if server.ask("GET", "/branches")["branches"]:  # another process made the first one just now, perhaps
+                    head = self._head(server, [])
+                else:  # makes the branch, with a commit of nothing
+                    workspace, head = self._workspace(server, f"{WORKSPACE}first-{uuid.uuid4().hex[:8]}")
+                    self._remove(server, workspace)
+            listing = _listing(server, head)
             written = recorded_sha256(self._small(server, head, listing))
             sources = index.expand(files)
             refuse_names(sources)
@@ -206,9 +207,10 @@ class RemoteStore:
                 for path in sources
                 if path in written or is_manifest(path)
             ]
-            folders = {str(folder) for path in listing for folder in PurePosixPath(path).parents}
+            folders = {str(folder) for path in (*listing, *sources) for folder in PurePosixPath(path).parents}
             problems += [
-                f"{path} is a folder of the data repository, and cannot be a file" for path in folders & {*sources}
+                f"{path} is a folder of the data repository, or of what is put, and cannot be a file"
+                for path in sorted(folders & {*sources})
             ]
             problems += [
                 f"{folder} is a file of the data repository; {path} cannot be put below it"
@@ -434,10 +436,10 @@ class RemoteStore:
         lost its power, or a workspace removed while it was filled, can leave a part."""
         listing = _listing(server, found)
         for path, content in self._small(server, found, listing).items():
-            if is_manifest(path) and json.loads(content).get("key") == key:
+            if is_manifest(path) and (listed := outputs(path, content)) and json.loads(content).get("key") == key:
                 return all(
                     listing.get(name) == (output["size"], output.get("xxh3", listing.get(name, (0, ""))[1]))
-                    for name, output in outputs(path, content).items()
+                    for name, output in listed.items()
                 )
         return True
 
@@ -579,7 +581,11 @@ class RemoteStore:
                 where = f"/workspaces/{workspace}/merge/{self.branch}"
                 return server.once("POST", where, body, stall=COMMIT_SECONDS)["commit"], True
             except (UserError, TryAgain) as error:
-                since = self._since(server, expected_head)
+                try:
+                    since = self._since(server, expected_head)
+                except NotFound:  # the branch is gone, and no push on it will remove this workspace
+                    self._remove(server, workspace)
+                    raise
                 for one in since:
                     is_ours = one["message"] == text and _fence(server, one) == fence
                     if is_ours or (key is not None and _told(one).key == key):
@@ -786,7 +792,12 @@ def _download(
     was found instead of `blob`; then nothing is at `target`."""
     if target.is_dir():
         raise UserError(f"{target} is a folder; {path} would be written there. Move it away")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{error.filename} cannot be made, a file is in the way; {path} would be written there"
+        ) from None
     part = target.with_name(f"{index.TEMPORARY}{_blob(target.name.encode())}-{blob}")
     digest = ""
     for is_last in (False, True):

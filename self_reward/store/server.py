@@ -307,7 +307,9 @@ def _pool(address: Address, sockets: list[socket.socket]) -> urllib3.PoolManager
     host = address.host.rpartition(":")[0] if address.host.rpartition(":")[2].isdecimal() else address.host
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(host):
-        where = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        where = urllib3.util.Url()
+        with contextlib.suppress(urllib3.exceptions.LocationParseError):  # its text may hold a password
+            where = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
         if where.scheme not in ("http", "https") or not where.host:
             raise UserError(f"the proxy for {address.server} in the environment is no http:// or https:// address")
         login = urllib3.make_headers(proxy_basic_auth=unquote(where.auth)) if where.auth else None
