@@ -314,7 +314,8 @@ def seed(
     except UserError as error:
         problems = [problem.removeprefix("data_repo ") for problem in error.problems]
         variable = _token_variable(data_repo, seed_data)
-        raise type(error)([f"seed_data: {one.replace('OXEN_TOKEN', variable)}" for one in problems]) from None
+        problems = [re.sub(r"\bOXEN_TOKEN", variable, one) for one in problems]
+        raise type(error)([f"seed_data: {one}" for one in problems]) from None
     files = {path: local for path, local in source.items() if path not in there}
     if not is_remote(data_repo):
         make_folder(data_repo)

@@ -197,6 +197,14 @@ def test_a_token_is_for_its_own_server_alone(tmp_path, monkeypatch):
             seed(target, where, tmp_path)
         assert "set SEED_OXEN_TOKEN or SEED_OXEN_TOKEN_FILE" in str(caught.value)
         assert not [request for request in theirs.requests[before:] if "Authorization" in request.headers]
+        for wrong, said in (
+            ("of ours", "SEED_OXEN_TOKEN holds characters"),
+            ("of-ours", "the token of SEED_OXEN_TOKEN,"),
+        ):
+            monkeypatch.setenv("SEED_OXEN_TOKEN", wrong)
+            with pytest.raises(UserError, match=f"seed_data: .*{said}") as caught:
+                seed(target, where, tmp_path)
+            assert "SEED_SEED" not in str(caught.value) and wrong not in str(caught.value)
         monkeypatch.setenv("SEED_OXEN_TOKEN", "of-theirs")
         seed(target, where, tmp_path)
         assert sorted(contents(target, tmp_path)) == SEEDED
