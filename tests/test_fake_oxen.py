@@ -191,6 +191,34 @@ def contents(t):
     t.query()
 
 
+def changes(t):
+    """Their order is not the same each time, and not by name."""
+
+    def look(workspace, **page):
+        staged = t.ask("GET", f"/workspaces/{workspace}/changes", **page).get("staged", {})
+        lists = [staged.get(kind, {"entries": []}) for kind in ("added_files", "modified_files")]
+        names = [sorted(entry["filename"] for entry in one["entries"]) for one in lists]
+        numbers = [{name: number for name, number in one.items() if isinstance(number, int)} for one in lists]
+        t.heard.append(("changes", [len(one) for one in names] if page else names, numbers))
+
+    t.create()
+    t.push({"a": b"1", "M0/b": b"2", "c": b"33"})
+    t.workspace("w")
+    look("w")
+    t.stage("w", "a", b"22")
+    t.stage("w", "M0/new/x", b"3")
+    t.stage("w", "M0/b", b"2")  # what is there already
+    t.remove("w", "c")
+    t.stage_empty("w", "e", "empty")
+    look("w")
+    for number in (1, 2, 3):
+        look("w", page=number, page_size=1)
+    look("nope")
+    t.workspace("v")
+    t.remove("v", "M0")
+    look("v")
+
+
 @pytest.mark.parametrize("kind", ["real", "nginx"])
 def test_a_server_of_this_kind_is_here(kind):
     """Where it is not, all tests that run on every kind of server leave it out; this is the one that says so."""
@@ -200,7 +228,7 @@ def test_a_server_of_this_kind_is_here(kind):
 
 CONVERSATIONS = [
     *(missing_repository, empty_repository, uploads, hash_with_leading_zeros, parts, conflicts, removal, pages),
-    *(branches, contents),
+    *(branches, contents, changes),
 ]
 
 

@@ -3,6 +3,7 @@
 What goes wrong with a server is in test_remote_faults.py, whole programs in test_remote_programs.py.
 """
 
+import functools
 import json
 import logging
 import os
@@ -10,13 +11,14 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from self_reward.errors import UserError
-from self_reward.store import index, open_store
+from self_reward.store import index
 from self_reward.store.errors import Auth, Conflict, Corrupt, NotFound
 from tests import servers
 from tests.fake_oxen import PART_SIZE, FakeOxen
@@ -305,29 +307,30 @@ import sys
 from pathlib import Path
 from self_reward.errors import UserError
 from self_reward.store import open_store
-address, branch, head, key, folder = sys.argv[1:]
+address, branch, head, key, folder, name = sys.argv[1:]
 store = open_store(address, branch=branch, lock_timeout=1, store_timeout=60, cache_dir=Path(folder, "cache"))
-Path(folder, key).write_text(key * 1000)
+Path(folder, name).write_text(name * 1000)
 print("ready", flush=True)
 sys.stdin.readline()
 try:
     store.make_branch(branch, head)
-    print(store.push({f"M0/by-{key}": Path(folder, key)}, key=key, message=f"by {key}", expected_head=head))
+    print(store.push({f"M0/by-{key}": Path(folder, name)}, key=key, message=f"by {key}", expected_head=head))
 except UserError as error:
     print(type(error).__name__, error)
 """
 
 
 class Writers:
-    """Processes that all push at the same moment: one for each key and the branch given with it."""
+    """Processes that all push at the same moment: one for each name and the branch given with it. The name is its key,
+    and its content, where no `key` is given for all."""
 
-    def __init__(self, repo, head: str, branches: dict[str, str]):
+    def __init__(self, repo, head: str, branches: dict[str, str], key: str | None = None):
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-c", WRITER, repo.address, branch, head, key, str(repo.folder)],
+                [sys.executable, "-c", WRITER, repo.address, branch, head, key or name, str(repo.folder), name],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             )
-            for key, branch in branches.items()
+            for name, branch in branches.items()
         ]  # fmt: skip
         assert {process.stdout.readline() for process in self.processes} == {"ready\n"}
 
@@ -352,6 +355,19 @@ def test_of_writers_that_started_from_one_commit_exactly_one_lands(repo):
         assert sum(text.startswith("Conflict") and snapshot.head in text for text in told) == 2, told
         assert repo.log()[1]["id"] == head and repo.workspaces() == []
         assert len([path for path in snapshot.files if path.startswith(f"M0/by-{round}")]) == 1
+
+
+def test_of_processes_with_the_very_same_stage_one_commits_and_all_know_its_commit(repo):
+    """Pods that were taken for dead, say. Their files differ, since a manifest has times in it."""
+    head = repo.store().resolve().commit
+    for round in range(2):
+        writers = Writers(repo, head, {f"{round}{i}": "main" for i in range(4)}, key=f"ab{round}")
+        writers.go()
+        told = writers.told()
+        assert len({*told}) == 1 and [one["id"] for one in repo.log()][:2] == [told[0], head], told
+        written = (repo.pull([f"M0/by-ab{round}"]) / f"M0/by-ab{round}").read_text()
+        assert written in [f"{round}{i}" * 1000 for i in range(4)] and repo.workspaces() == []
+        head = told[0]
 
 
 def test_sixteen_shards_pushed_at_the_same_time_while_another_run_commits(repo):
@@ -417,6 +433,148 @@ def test_user_data_does_not_replace_what_a_stage_wrote(repo):
     with pytest.raises(UserError, match=PROMPTS):
         repo.put(**{PROMPTS: "mine\n"})
     assert repo.store().resolve().commit == commit
+
+
+def half_made(repo, outputs, there, key="ab12"):
+    """Commit as another program could, with a stage's key and a manifest of `outputs`, but only the files `there`."""
+    listed = {}
+    for path, content in outputs.items():
+        (repo.folder / "whole").write_bytes(content)
+        entry = index.hash_file(repo.folder / "whole")
+        listed[path] = {"sha256": entry.sha256, "size": entry.size, "xxh3": entry.blob}
+    manifest = json.dumps({"key": key, "outputs": listed, "by": "another process"}).encode()
+    return repo.talk.push({MANIFEST: manifest, **there}, message=f"M0 test\n\nkey: {key}")
+
+
+OUTPUTS = {PROMPTS: b"p\n" * 9, "M0/generated/more.jsonl": b"m\n"}
+
+
+@pytest.mark.parametrize("there", [{}, {"M0/generated/more.jsonl": b"other"}], ids=["missing", "other content"])
+def test_a_commit_with_our_key_that_does_not_hold_all_outputs_is_not_taken_for_done(repo, there):
+    """What a server leaves that lost its power, or that lost files of a workspace removed while it was filled."""
+    before = repo.store().resolve().commit
+    half = half_made(repo, OUTPUTS, {PROMPTS: OUTPUTS[PROMPTS], **there})
+    commit = repo.push(OUTPUTS, expected=before)
+    assert [one["id"] for one in repo.log()][:3] == [commit, half, before] and repo.workspaces() == []
+    pulled = repo.pull(["M0/generated"])
+    assert {path: (pulled / path).read_bytes() for path in OUTPUTS} == OUTPUTS
+
+
+def test_a_whole_commit_of_another_process_with_our_key_is_taken(repo):
+    before = repo.store().resolve().commit
+    whole = half_made(repo, OUTPUTS, OUTPUTS)
+    assert repo.push(OUTPUTS, expected=before) == whole == repo.store().resolve().head
+    assert json.loads(repo.store().resolve().small[MANIFEST])["by"] == "another process"
+    assert repo.workspaces() == []
+
+
+def test_workspaces_that_a_push_has_overtaken_are_removed_and_others_are_not(repo):
+    """Of killed pushes of ours; its own begin with the branch's hash."""
+    ours = repo.store()._workspaces
+    for name in (f"{ours}ab12-0", f"{ours}user-0", "somebodys", f"{repo.store('other')._workspaces}ab12-0"):
+        repo.talk.workspace(name)
+    repo.push({PROMPTS: b"p\n"})
+    repo.talk.workspace(f"{ours}cd34-0")  # begun from the new head
+    head = repo.store().resolve().head
+    assert repo.push({PROMPTS: b"p\n"}) == head
+    left = sorted(one["id"] for one in repo.workspaces())
+    assert left == sorted(["somebodys", f"{repo.store('other')._workspaces}ab12-0", f"{ours}cd34-0"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("a\\b.jsonl", 'quo"te.jsonl', "a//b.jsonl", "./c.jsonl", "a/./c.jsonl", ".hidden", "M0/.hidden/a", "/abs"),
+        *("../up", "M0/train/..", "M0/train/", "", "new\nline", "tab\tx", "\x01", "\x7f", "M0/train", SEEDS + "/below"),
+        *("M0", "M0/01_gen_prompts.manifest.json"),
+    ],
+)
+def test_a_path_under_which_no_user_data_can_be(repo, path):
+    """A server takes some of these and keeps them under another name, or drops the folder that was there."""
+    head = repo.store().resolve().head
+    (repo.folder / "mine").write_text("mine\n")
+    if repo.fake:
+        repo.fake.requests.clear()
+    with pytest.raises(UserError) as raised:
+        repo.store().put({path: repo.folder / "mine", "M0/eval/good.jsonl": repo.folder / "mine"}, message="mine")
+    assert (path or "''") in str(raised.value) or repr(path) in str(raised.value)
+    assert repo.store().resolve().head == head and repo.workspaces() == []
+    if repo.fake:
+        assert repo.fake.seen("PUT|POST|DELETE", "") == []
+
+
+def test_a_file_and_another_one_below_it_cannot_be_put_at_once(repo):
+    (repo.folder / "mine").write_text("mine\n")
+    with pytest.raises(UserError, match="M0/a is a folder"):
+        repo.store().put({"M0/a": repo.folder / "mine", "M0/a/b": repo.folder / "mine"}, message="mine")
+    assert set(repo.store().resolve().files) == {SEEDS}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_of_people_who_put_data_at_the_same_moment_nobodys_is_lost_without_a_word(place, is_new):
+    """With the same message; the first ones into an empty repository, too."""
+    place.store().create()
+    if not is_new:
+        place.put()
+
+    def one(number: int) -> str | None:
+        try:
+            return place.store().put({f"M0/train/{number}.jsonl": place.folder / str(number)}, message="mine")
+        except Conflict:
+            return None
+
+    for number in range(4):
+        (place.folder / str(number)).write_text(str(number))
+    with ThreadPoolExecutor(4) as threads:
+        commits = list(threads.map(one, range(4)))
+    snapshot = place.store().resolve()
+    landed = [commit for commit in commits if commit]
+    assert landed and sorted(landed) == sorted(one.id for one in snapshot.log if one.message == "mine")
+    for number, commit in enumerate(commits):
+        assert (f"M0/train/{number}.jsonl" in snapshot.files) == (commit is not None)
+    assert place.workspaces() == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"not json", b"\xff\xfe", b"[]", b"null", b"{}", b'{"key": "ab", "outputs": []}', b"[" * 100_000),
+        *(b'{"outputs": {"M0/train/ift.jsonl": {"size": 33}}}', b'{"outputs": {"M0/train/ift.jsonl": 5}}'),
+        *(b'{"outputs": {}, "inputs": []}', b'{"outputs": {}, "inputs": {"seeds": 5}}'),
+    ],
+    ids=lambda content: content[:40].decode(errors="replace"),
+)
+def test_a_manifest_that_is_none_is_told(repo, content):
+    before = repo.store().resolve().commit
+    repo.talk.push({MANIFEST: content}, message="by hand\n\nkey: ab12")
+    push = functools.partial(repo.push, OUTPUTS, expected=before)
+    for operation in (repo.store().resolve, repo.put, lambda: repo.store().accept([SEEDS]), push):
+        with pytest.raises(Corrupt, match=f"{MANIFEST} is no manifest"):
+            operation()
+
+
+def test_a_branch_that_was_removed_meanwhile_is_not_made_again(repo):
+    """A shard's branch goes when the shards are merged."""
+    store = repo.store("shards/ab12/0-of-2")
+    before = store.resolve().commit
+    store.remove_branch(store.branch)
+    with pytest.raises(NotFound, match=r"shards/ab12/0-of-2 .*was removed meanwhile; it is not made again"):
+        repo.push({PROMPTS: b"p\n"}, store=store, expected=before)
+    assert list(repo.store().branches()) == ["main"] and repo.workspaces() == []
+
+
+def test_what_stands_where_a_file_is_to_be_pulled_is_told(repo):
+    for number, wrong in enumerate((SEEDS, "M0/train")):
+        target = repo.folder / str(number) / wrong
+        if wrong == SEEDS:
+            (target / "inside").mkdir(parents=True)
+        else:
+            target.parent.mkdir(parents=True)
+            target.write_text("a file\n")
+        said = "is a folder" if wrong == SEEDS else "cannot be made, a file is in the way"
+        with pytest.raises(UserError, match=f"{target} {said}"):
+            repo.pull([SEEDS], str(number))
+        assert (target / "inside").is_dir() if wrong == SEEDS else target.read_text() == "a file\n"
 
 
 def leaks(folder: Path) -> list[str]:
@@ -499,11 +657,3 @@ def test_the_token_is_in_no_error_log_file_or_commit(guarded, monkeypatch, caplo
     stored = guarded.fake.repositories["ns/guarded"]
     assert TOKEN.encode() not in b"".join(stored.contents.values()) and TOKEN not in str(stored.commits)
     assert guarded.store().resolve().commit == commit
-
-
-def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path):
-    with pytest.raises(UserError) as raised:
-        open_store(
-            f"oxen://me:{TOKEN}@hub.oxen.ai/ns/name", branch="main", lock_timeout=1, store_timeout=1, cache_dir=tmp_path
-        )
-    assert TOKEN not in str(raised.value)

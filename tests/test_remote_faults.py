@@ -5,8 +5,10 @@ The server is the double that fails on command (fake_oxen.py); where a real one 
 
 import contextlib
 import ipaddress
+import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,8 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from self_reward.disk import is_full
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import index
-from self_reward.store.errors import Auth, Conflict, Corrupt, Network, ServerError
-from tests import disk_full, servers
+from self_reward.store.errors import Auth, Conflict, Corrupt, Network, NotFound, ServerError
+from tests import disk_full, fake_oxen, servers
 from tests.fake_oxen import FakeOxen
 from tests.place import MANIFEST, PROMPTS, SEEDS, Place
 
@@ -377,6 +379,99 @@ def test_a_workspace_that_a_killed_server_had_begun_is_not_asked_for_again(repo,
     assert ours(repo) == 1 and repo.workspaces() == []
 
 
+def test_a_workspace_that_another_process_still_fills_is_not_removed(repo):
+    """oxen-server 0.65.1 can lose staged files, and still commit the others, where its workspace is removed meanwhile.
+    Here the other one, of the same stage, begins and commits while this one uploads."""
+    other, before, there = Place(repo.server, "faults", repo.folder / "other"), head(repo), []
+    theirs = {PROMPTS: b"the same stage, sampled elsewhere\n"}
+    repo.fake.fail("POST", "/merge/", lambda: there.append(len(repo.workspaces())))
+    done = []
+    repo.fake.fail(
+        "PUT", "/parts/1$", lambda: done or done.append(1) or done.append(other.push(theirs, key="02", expected=before))
+    )
+    assert push(repo) == done[1] == head(repo)
+    assert there == [2] and ours(repo) == 1 and repo.workspaces() == []
+
+
+def test_a_workspace_that_another_process_began_from_our_commit_is_not_removed(repo):
+    """Its push is the next stage's, say, while this one still tidies up."""
+    name = f"{repo.store()._workspaces}03-0"
+    repo.fake.fail("GET", "/workspaces$", lambda: repo.talk.workspace(name))
+    push(repo)
+    assert [one["id"] for one in repo.workspaces()] == [name]
+    repo.push({PROMPTS: b"third"}, key="04")
+    assert repo.workspaces() == []
+
+
+def test_a_half_made_commit_of_another_process_just_before_ours_is_not_taken(repo):
+    before, half = head(repo), []
+    listed = {"M0/generated/lost.jsonl": {"sha256": "0" * 64, "size": 5, "xxh3": "ab"}}
+    files = {MANIFEST: json.dumps({"key": "02", "outputs": listed}).encode()}
+    repo.fake.fail("POST", "/merge/", lambda: half or half.append(1) or half.append(commit_half()))
+
+    def commit_half():
+        return repo.talk.push(files, message="M0 test\n\nkey: 02")
+
+    commit = push(repo)
+    assert [one["id"] for one in repo.log()][:3] == [commit, half[1], before] and repo.workspaces() == []
+    assert (pull(repo) and (repo.folder / "in" / PROMPTS).read_bytes()) == b"new prompt\n" * 1000
+
+
+def test_a_branch_that_is_removed_just_before_the_commit_is_not_made_again(repo):
+    store, branches = repo.store("shards/02/0-of-2"), repo.fake.repositories["ns/faults"].branches
+    before = store.resolve().commit
+    repo.fake.fail("POST", "/merge/", lambda: branches.pop(store.branch, None), times=None)
+    with in_time(5), pytest.raises(NotFound, match="shards/02/0-of-2 .*was removed meanwhile; it is not made again"):
+        repo.push({PROMPTS: b"shard\n"}, key="02", store=store, expected=before)
+    assert list(branches) == ["main"] and repo.workspaces() == []
+
+
+@pytest.mark.parametrize("how", ["503", "hang"])
+@pytest.mark.parametrize("operation", [push, pull], ids=lambda one: one.__name__)
+def test_a_refusal_of_one_request_ends_the_ones_beside_it(repo, monkeypatch, operation, how):
+    """Else the others, in threads of their own, are tried until store_timeout is over."""
+    monkeypatch.setattr(fake_oxen, "PART_SIZE", 1000)
+    repo.put(**{f"M0/eval/{i}": str(i) for i in range(6)})
+    method, where = ("PUT", "/parts/{}$") if operation is push else ("GET", "/file/.*/M0/eval/{}$")
+    beside = repo.fake.fail(method, where.format(2), how, times=None)
+    repo.fake.fail(method, where.format(3), lambda: [time.sleep(0.01) for _ in range(300) if not beside.hits])
+    repo.fake.fail(method, where.format(4), "403", times=None)
+    with in_time(4), pytest.raises(Auth, match="OXEN_TOKEN"):
+        operation(repo)
+    assert beside.hits
+
+
+PULL = """
+import sys
+from pathlib import Path
+from self_reward.store import open_store
+address, folder = sys.argv[1:]
+store = open_store(address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=Path(folder, "cache"))
+store.pull(store.resolve(), ["M0"], Path(folder, "in"))
+"""
+
+
+@pytest.mark.parametrize("how", ["hang", "503", "slow"])
+def test_ctrl_c_ends_a_pull_at_once(repo, how):
+    """The threads that wait for the server end too, and leave nothing under the files' names."""
+    fault = repo.fake.fail("GET", f"/(file|chunk)/.*{PROMPTS}", how, times=None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PULL, repo.address, str(repo.folder)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored by what a shell began with &
+    )
+    while not fault.hits and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert time.monotonic() - started < 3 and process.returncode == -signal.SIGINT and "KeyboardInterrupt" in told
+    assert not (repo.folder / "in" / PROMPTS).exists()
+
+
 def test_an_upload_that_the_server_has_forgotten_is_begun_again(repo):
     """A server that was restarted, or that dropped an idle upload, answers 404 to its parts."""
     repo.fake.fail("PUT", "/parts/1$", "404")
@@ -437,6 +532,70 @@ def test_a_wrong_byte_is_told_with_both_hashes_and_nothing_is_put_in_place(repo)
     repo.fake.release()
     pull(repo)
     assert (repo.folder / "in" / PROMPTS).read_bytes() == b"prompt\n" * 1000
+
+
+def test_a_wrong_byte_on_the_way_here_is_asked_for_once_more(repo):
+    fault = repo.fake.fail("GET", f"/file/.*{PROMPTS}", "garbage")
+    pull(repo)
+    assert fault.hits == 1 and len(repo.fake.seen("GET", f"/file/.*{PROMPTS}")) == 2
+    assert [path.name for path in (repo.folder / "in" / PROMPTS).parent.iterdir()] == ["prompts.jsonl"]
+    assert (repo.folder / "in" / PROMPTS).read_bytes() == b"prompt\n" * 1000
+
+
+@pytest.mark.parametrize("wrong", [b"qrompt\n" + b"prompt\n" * 999, b"short", b""])
+def test_content_that_is_damaged_on_the_server_is_not_put_in_place(repo, wrong):
+    stored = repo.fake.repositories["ns/faults"].contents
+    blob = repo.store().resolve().blobs[PROMPTS]
+    whole, stored[blob] = stored[blob], wrong
+    kind = Corrupt if len(wrong) == len(whole) else TryAgain
+    snapshot = repo.store().resolve()
+    if kind is TryAgain:  # the server's listing would have the damaged one's size
+        snapshot.files[PROMPTS] = len(whole)
+    with in_time(), pytest.raises(kind, match="prompts.jsonl|broke|end of file"):
+        repo.store(timeout=SHORT).pull(snapshot, [PROMPTS], repo.folder / "in")
+    assert not (repo.folder / "in" / PROMPTS).exists()
+    if kind is Corrupt:
+        assert list((repo.folder / "in" / PROMPTS).parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[: len(kept) // 2], lambda kept: b"\xff" * 64, lambda kept: b""])
+def test_an_entry_of_the_cache_that_is_damaged_is_left_out(repo, damage):
+    """A machine that lost its power has written half of it."""
+    first = repo.store().resolve()
+    right = first.sha256[SEEDS]
+    entries = [path for path in (repo.folder / "cache/oxen").rglob("*") if path.is_file()]
+    assert f"sha256-{first.blobs[SEEDS]}" in {entry.name for entry in entries} and len(entries) >= 2
+    for entry in entries:
+        entry.write_bytes(damage(entry.read_bytes()))
+    again = repo.store().resolve()
+    assert (
+        again.small == first.small
+        and again.sha256[SEEDS] == right == index.hash_file(repo.folder / "user" / SEEDS).sha256
+    )
+    repo.fake.requests.clear()
+    assert repo.store().resolve().sha256[SEEDS] == right and repo.fake.seen("GET", "/file/") == []  # written anew
+
+
+def test_data_put_into_an_empty_repository_in_the_moment_when_another_person_does(repo):
+    other = Place(repo.server, "empty", repo.folder / "other")
+    other.talk.create()
+    repo.name, repo.address = other.name, other.address
+    done = []
+    repo.fake.fail(  # between our two looks at it
+        "GET", "/ns/empty/branches$", lambda: done or done.append(1) or other.put(**{"M0/eval/a": "a"}), after=1
+    )
+    repo.put(**{"M0/eval/b": "b"})
+    assert done and {"M0/eval/a", "M0/eval/b"} <= set(repo.store().resolve().files)
+
+
+def test_of_two_people_who_put_with_the_same_message_the_slower_one_is_told(repo):
+    other, done = Place(repo.server, "faults", repo.folder / "other"), []
+    repo.fake.fail("POST", "/merge/", lambda: done or done.append(1) or done.append(other.put(**{"M0/eval/a": "a"})))
+    with pytest.raises(Conflict, match="user data"):
+        repo.put(**{"M0/eval/b": "b"})
+    assert head(repo) == done[1] and "M0/eval/b" not in repo.store().resolve().files
+    repo.put(**{"M0/eval/b": "b"})
+    assert {"M0/eval/a", "M0/eval/b"} <= set(repo.store().resolve().files)
 
 
 def test_a_wrong_byte_in_a_manifest_is_told(repo):

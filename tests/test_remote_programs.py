@@ -169,10 +169,26 @@ def test_a_generated_file_changed_on_the_server_is_2_with_both_hashes(fake):
     ended_with(fake, start(fake), 2, PREFERENCES, recorded, "self-reward accept")
 
 
-def test_the_token_is_in_no_process_list_and_sigterm_is_heard_while_a_server_hangs(fake):
+@pytest.mark.parametrize(
+    ("request_", "number", "code", "said"),
+    [
+        (("GET", "/dir/"), signal.SIGTERM, 143, "SIGTERM"),
+        (("GET", "/file/.*scores.jsonl"), signal.SIGTERM, 143, "SIGTERM"),
+        (("PUT", "/parts/1$"), signal.SIGTERM, 143, "SIGTERM"),
+        (("GET", "/file/.*scores.jsonl"), signal.SIGINT, 130, "interrupted"),
+        (("PUT", "/parts/1$"), signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_the_token_is_in_no_process_list_and_a_signal_is_heard_while_a_server_hangs(fake, request_, number, code, said):
     """oxenai holds the GIL for the whole call: no signal handler runs."""
-    fault = fake.fake.fail("GET", "/dir/", "hang", times=None)
-    process = subprocess.Popen(command(fake), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    fault = fake.fake.fail(*request_, "hang", times=None)
+    process = subprocess.Popen(
+        command(fake),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored by what a shell began with &
+    )
     end = time.monotonic() + 30
     while not fault.hits and time.monotonic() < end:
         time.sleep(0.02)
@@ -181,7 +197,7 @@ def test_the_token_is_in_no_process_list_and_sigterm_is_heard_while_a_server_han
         shown += [Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()]
     assert fault.hits and TOKEN.encode() not in b"".join(shown) and b"04_gen_preferences" in shown[0]
     started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, told = process.communicate(timeout=20)
-    assert process.returncode == 143 and "SIGTERM" in told and time.monotonic() - started < 5
+    assert process.returncode == code and said in told and time.monotonic() - started < 5
     assert not leaks(fake)
