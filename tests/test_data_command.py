@@ -340,7 +340,7 @@ def test_a_file_that_another_program_wrote_is_not_lost_by_put(tmp_path):
         store.put({"M0/train": tmp_path / "new"}, message="m")
     with pytest.raises(UserError, match="M0/train/ift.jsonl is a file in the data repository"):
         store.put({"M0/train/ift.jsonl/x": tmp_path / "new"}, message="m")
-    with pytest.raises(UserError, match="no part may begin with a dot"):
+    with pytest.raises(UserError, match="no part of it empty or beginning with a dot"):
         store.put({".oxen/x": tmp_path / "new", "../y": tmp_path / "new"}, message="m")
     commit = store.put({"M0/train/new.jsonl": tmp_path / "new"}, message="m")
     assert (tmp_path / "data/M0/train/new.jsonl").read_text() == "new\n" and store.resolve(commit).commit == commit
