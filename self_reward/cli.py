@@ -16,6 +16,7 @@ from typing import Any
 from self_reward import artifacts, compare, data, disk, parameters, stage
 from self_reward.errors import UserError
 from self_reward.store import Snapshot, is_remote
+from self_reward.store.errors import NotFound
 from self_reward.store.local import make_folder
 
 DATA = """self-reward data: look at a data repository, a folder or on a server, without the Oxen CLI.
@@ -69,7 +70,7 @@ def accept(words: list[str]) -> None:
         commit, notes = store.accept(paths)
     for note in notes:
         print(note)
-    print(f"{', '.join(paths)}: accepted; {p.data_repo} is at commit {commit}")
+    print(f"{', '.join(paths)}: as accepted in {p.data_repo}, commit {commit}")
 
 
 def look(words: list[str]) -> None:
@@ -105,7 +106,9 @@ def _data_parser(name: str) -> argparse.ArgumentParser:
     elif name == "log":
         parser.add_argument("-n", type=int, default=20, metavar="N", help="commits at most (default: 20)")
     elif name == "diff":
-        parser.add_argument("old", help="commit (six digits of its id or more), branch, or iteration such as M0")
+        parser.add_argument(
+            "old", help="commit (six digits of its id or more), iteration such as M0; on a server also branch"
+        )
         parser.add_argument("new", help="another one of the same kind")
         parser.add_argument("path", nargs="?", default="", help="only what is below it; of iterations e.g. eval")
     else:
@@ -127,7 +130,7 @@ def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> list[st
         return _diff(given, p, store)
     if name == "log" and given.n < 1:
         raise UserError(f"-n {given.n}: expected how many commits to show, 1 or more")
-    snapshot = _resolved(store, p.revision)
+    snapshot = _resolved(p, store, p.revision)
     if name == "ls":
         return data.ls(snapshot, given.path, every=given.all)
     if name == "log":
@@ -141,14 +144,20 @@ def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[s
         raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
     with stage.scratch_folder(p, f"data-{os.getpid()}") as scratch:
         if iterations[0]:
-            snapshot = _resolved(store, p.revision)
+            snapshot = _resolved(p, store, p.revision)
             return compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
-        old, new = _resolved(store, given.old), _resolved(store, given.new)
+        branches = store.branches() if is_remote(p.data_repo) else {}
+        old, new = (
+            store.on(word).resolve() if word in branches else _resolved(p, store, word)
+            for word in (given.old, given.new)
+        )
         return compare.commits(store, old, new, given.path, scratch)
 
 
 def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
     made = []
+    if p.revision:
+        raise UserError("--revision is for looking; put makes a new commit at the end of the branch")
     if given.create_repo and not is_remote(p.data_repo):
         make_folder(p.data_repo)
     store = stage.open_data_repo(p)
@@ -160,7 +169,11 @@ def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
     return [*made, *paths[:20], *more, f"commit {commit}" if commit else "nothing to commit, they are there already"]
 
 
-def _resolved(store: Any, revision: str | None) -> Snapshot:
+def _resolved(p: parameters.Export, store: Any, revision: str | None) -> Snapshot:
+    """Looking makes no branch, as a stage does: a branch that is not there is a slip of the pen."""
+    there = store.branches() if is_remote(p.data_repo) and store.exists() else {}
+    if there and p.branch not in there:
+        raise NotFound(f"branch {p.branch} of {p.data_repo} is not there; there is {', '.join(sorted(there))}")
     snapshot = store.resolve(revision)
     for note in snapshot.notes:
         stage.log.info("%s", note)
@@ -178,7 +191,7 @@ def _export(name: str, to: Path, p: parameters.Export) -> str:
     from self_reward import checkpoints, loading
 
     store = stage.open_data_repo(p)
-    snapshot = store.resolve(p.revision)
+    snapshot = _resolved(p, store, p.revision)
     inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
     with stage.scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
         run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, folder)

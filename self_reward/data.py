@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from self_reward import artifacts
 from self_reward.errors import UserError
 from self_reward.store import Commit, Snapshot, first_line, index, is_manifest, is_remote, open_store
 from self_reward.store.errors import NotFound
@@ -210,6 +211,7 @@ def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str],
     and the commit (None: they are there already). One file can be given a new name: `to` with its suffix."""
     files: dict[str, Path] = {}
     problems = []
+    to = "" if to == "." else to.removeprefix("./")
     for word in paths:
         local = Path(word).expanduser()
         if local.is_dir():
@@ -379,11 +381,14 @@ def _token_variable(data_repo: str, seed_data: str) -> str:
 
 
 def _seed_paths(names: Any, where: str) -> list[str]:
-    """What of the files `names` is seed data; hidden files are nobody's data."""
+    """What of the files `names` is seed data: not what a stage wrote there, nor hidden files, which are nobody's."""
+    written = {one.path.format(k=0) for one in artifacts.ARTIFACTS.values() if one.written_by != "user"}
     paths = [
         path
         for path in names
-        if path.startswith(tuple(f"{folder}/" for folder in SEEDED)) and not any(p[0] == "." for p in path.split("/"))
+        if path.startswith(tuple(f"{folder}/" for folder in SEEDED))
+        and path not in written
+        and not any(p[0] == "." for p in path.split("/"))
     ]
     if not any(path.startswith("M0/train/") and path.endswith(".jsonl") for path in paths):
         there = sorted({str(Path(path).parent) for path in names if path[0] != "."})

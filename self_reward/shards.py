@@ -62,7 +62,8 @@ def pull(
             problems.append(
                 f"foreign shard {name}: of the same work, but not one of the {count} from 0-of-{count} to "
                 f"{count - 1}-of-{count}; merge with the --shards that it was made with, or remove that branch "
-                f"(curl -X DELETE {at.server}/api/repos/{at.namespace}/{at.name}/branches/{name})"
+                f'(curl -X DELETE -H "Authorization: Bearer $OXEN_TOKEN" '
+                f"{at.server}/api/repos/{at.namespace}/{at.name}/branches/{name})"
             )
     found = {}
     for number, name in enumerate(expected):

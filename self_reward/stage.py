@@ -70,14 +70,8 @@ class Run:
         key: str = "",
         shard: tuple[int, int] = (0, 1),
     ):
-        self.stage, self.inputs, self.base_id, self.seed, self.key, self.shard = (
-            stage,
-            inputs,
-            base_id,
-            seed,
-            key,
-            shard,
-        )
+        self.stage, self.inputs, self.base_id = stage, inputs, base_id
+        self.seed, self.key, self.shard = seed, key, shard
         self.partial = folder / "partial"
         self.counts: dict[str, Any] = {}
         self.details: dict[str, Any] = {}
@@ -372,7 +366,9 @@ def base_id(p: Any, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | None:
 def _refuse_moved_branch(p: Any, snapshot: Snapshot) -> None:
     """Two runs on one branch do not mix: raises Conflict where the branch has commits after the snapshot's."""
     if newer := _newer(snapshot):
-        named = [f"{c.id} by {c.author or 'nobody'} at {c.time}: {c.message.splitlines()[0]!r}" for c in newer[::-1]]
+        named = [
+            f"{c.id} by {c.author or 'nobody'} at {c.time[:19]}: {c.message.splitlines()[0]!r}" for c in newer[::-1]
+        ]
         more = f" ({len(named) - 3} more)" if len(named) > 3 else ""
         raise Conflict(
             f"branch {p.branch} has moved on: this stage starts from commit {snapshot.commit}, after which another run "

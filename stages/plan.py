@@ -45,7 +45,7 @@ def plan(p: parameters.Plan) -> None:
             raise UserError(found)
 
     all_of(
-        lambda: say(problems + missing),
+        lambda: say(problems + missing + in_the_way(p, snapshot)),
         lambda: check_base_model(p, inputs, repository, snapshot),
         lambda: check_data(p, inputs, repository, snapshot),
         lambda: sampler.resolve_engine(p.sampler),
@@ -58,6 +58,25 @@ def plan(p: parameters.Plan) -> None:
     given = sorted(p.model_fields_set - set(BY_STEP))
     print(f"export SELF_REWARD_PARAMETERS={shlex.quote(parameters.as_environment(p, given))}")
     print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)} commit={snapshot.commit}")
+
+
+def in_the_way(p, snapshot) -> list[str]:
+    """Files of the user's where a later stage will write: it would refuse them only after the work before it."""
+    written = store.recorded_sha256(snapshot.small)
+    paths = {
+        one.path.format(k=k): one.written_by
+        for k in range(p.start_iteration, p.start_iteration + p.iterations)
+        for name, one in artifacts.ARTIFACTS.items()
+        if one.written_by not in ("user", "00_sft")  # a checkpoint of the user's own may stand for 00_sft
+        and (name != "eval_of_sft" or (k == 0 and artifacts.has_sft(0, p.sft, snapshot.files)))
+        and (name != "merged" or p.export_merged)
+    }
+    return [
+        f"{name} is there and was not written by a stage; {stage_name} will write it. Move it out of data_repo"
+        for path, stage_name in paths.items()
+        for name in sorted(snapshot.files)
+        if (name == path or name.startswith(path + "/")) and name not in written
+    ]
 
 
 def bring_data(p) -> None:

@@ -283,3 +283,12 @@ def test_a_kill_leaves_all_of_it_or_nothing_on_a_server(tmp_path):
         seed(where, given, tmp_path)
         assert {path: (given / path).read_bytes() for path in SEEDED} == contents(where, tmp_path)
         assert [c.message[:9] for c in resolved(where, tmp_path).log if c.message.startswith("seed")] == ["seed data"]
+
+
+def test_what_a_stage_wrote_is_no_seed_data(tmp_path):
+    source = reproduction(tmp_path / "source")
+    for name in ("sft", "dpo"):
+        (source / f"M0/eval/{name}.json").write_text("{}")
+    target = tmp_path / "target"
+    data.seed(str(target), str(source), tmp_path / "scratch", **OPTIONS, cache_dir=tmp_path / "cache")
+    assert sorted(open_store(str(target), **OPTIONS).resolve().files) == SEEDED  # 06_evaluate refuses a user's dpo.json

@@ -266,7 +266,7 @@ class RemoteStore:
             if not _exists(server):
                 raise NotFound(
                     f"data repository {self.address} does not exist on its server (or this token may not see it). "
-                    "Check the name, or give --create_repo to ./self-reward.sh or plan to have it made, private"
+                    "Check the name, or --create_repo (self-reward.sh, self-reward data put) makes it, private"
                 ) from None
         there = {branch["name"]: branch["commit_id"] for branch in server.ask("GET", "/branches")["branches"]}
         if not there:
