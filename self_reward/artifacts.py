@@ -379,8 +379,8 @@ class _Needs:
             if name != "base":
                 p = self.parameters
                 names, base = chain(name, self.files, self.small, p.base_model or "BASE_MODEL", p.data_repo)
-        except UserError as error:
-            self.problems += error.problems
+        except UserError as error:  # two roles may want the same one
+            self.problems += [problem for problem in error.problems if problem not in self.problems]
             return
         self.chains[role] = names
         self.recorded_base = self.recorded_base or base

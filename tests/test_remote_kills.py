@@ -130,15 +130,15 @@ def test_a_killed_push_is_gone_on_with_at_the_first_file_that_the_server_has_not
 
 
 def test_a_killed_pull_goes_on_with_the_bytes_that_are_there(interrupted, tmp_path):
-    source = write(tmp_path / "source", [30 * MB])
+    source = write(tmp_path / "source", [90 * MB])
     assert interrupted.run(PUSH, source) == 0
-    assert interrupted.run(PULL, tmp_path / "to", Moment("down", 20 * MB)) == -signal.SIGKILL
+    assert interrupted.run(PULL, tmp_path / "to", Moment("down", 65 * MB)) == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "to/M0/models").glob("*.bin")] == []
     (part,) = (tmp_path / "to/M0/models").iterdir()
     begun = part.stat().st_size
-    assert begun > 10 * MB
+    assert begun > 10 * MB  # at most five pieces of 8 MB were in memory
     assert interrupted.run(PULL, tmp_path / "to") == 0
-    assert interrupted.relay.down < 30 * MB - begun + MB
+    assert interrupted.relay.down < 90 * MB - begun + MB
     assert (tmp_path / "to/M0/models/0.bin").read_bytes() == (source / "0.bin").read_bytes()
     assert not part.exists()
 
