@@ -34,6 +34,8 @@ def plan(p: parameters.Plan) -> None:
         problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
     if problems and (p.create_repo or p.seed_data):
         raise UserError(problems)  # nothing is made for a run that cannot begin
+    if store.is_remote(p.data_repo):  # somebody may be waiting: a wrong address is said sooner than in a stage
+        stage.open_data_repo(p.model_copy(update={"store_timeout": min(p.store_timeout, REACH_SECONDS)})).exists()
     bring_data(p)
     repository = stage.open_data_repo(p)
     snapshot = repository.resolve()
