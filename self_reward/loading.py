@@ -121,7 +121,7 @@ def sampler(parameters: Any, folder: Path, seed: int) -> Any:
         seed=seed,
         batch_size=parameters.sampler_batch_size,
         max_model_len=parameters.max_model_len,
-        tensor_parallel_size=parameters.generate_gpus,
+        tensor_parallel_size=parameters.generate_gpus or 1,
         gpu_memory_utilization=parameters.gpu_memory_utilization,
         trust_remote_code=parameters.trust_remote_code,
     )

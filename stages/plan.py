@@ -13,7 +13,6 @@ from pathlib import Path
 from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import UserError, all_of
 
-BY_STEP = ("iteration", "revision", "commit_file", "stop_file", "shard")  # set a step, never for the whole run
 REACH_SECONDS = 60.0  # in which a server must answer before anything is run
 SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
@@ -27,7 +26,7 @@ def main() -> None:
 def plan(p: parameters.Plan) -> None:
     problems = [
         f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
-        for name in BY_STEP
+        for name in parameters.BY_STEP
         if name in p.model_fields_set
     ]
     if p.create_repo and not store.is_remote(p.data_repo):
@@ -57,7 +56,7 @@ def plan(p: parameters.Plan) -> None:
     for k in range(p.start_iteration, last + 1):
         policy = artifacts.policy_name(k, p.sft, snapshot.files)
         sys.stderr.write(f"plan: M{k}: policy {policy}, then M{k}/dpo; results under {p.data_repo}/M{k}\n")
-    given = sorted(p.model_fields_set - set(BY_STEP))
+    given = sorted(p.model_fields_set - set(parameters.BY_STEP))
     print(f"export SELF_REWARD_PARAMETERS={shlex.quote(parameters.as_environment(p, given))}")
     print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)} commit={snapshot.commit}")
 
