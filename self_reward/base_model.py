@@ -316,9 +316,10 @@ def _hub_commit(name: str, revision: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        info = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token()).model_info(
-            name, revision=revision, timeout=30
-        )
+        hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token())
+        info = hub.model_info(name, revision=revision, timeout=30)
+        if info.gated and not (cache / "snapshots" / str(info.sha)).is_dir():
+            hub.auth_check(name)  # what is known of a gated model is for everybody, its files are not
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:

@@ -60,10 +60,11 @@ def chain(run: Run, parameters: Any, role: str) -> tuple[Path, list[Path]]:
     folders = [run.input(f"checkpoint:{name}") for name in names if name != "base"]
     if names[0] != "base":
         return folders[0], folders[1:]
-    return _base_folder(run, parameters), folders
+    return base_folder(run, parameters), folders
 
 
-def _base_folder(run: Run, parameters: Any) -> Path:
+def base_folder(run: Run, parameters: Any) -> Path:
+    """The folder of the base model, fetched into cache_dir or the hub's cache where it is not there."""
     from self_reward import base_model
 
     assert run.base_id is not None, "a chain that begins with the base has its id"

@@ -40,6 +40,8 @@ VERSION = 1  # part of every key; raise it when a stage writes other content for
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
 PROGRESS_SECONDS = 10.0
 ABANDONED_DAYS = 14  # after which partial results that nobody went on from are removed
+PROBLEM = "error: "  # begins each problem of a UserError
+MESSAGE = 4000  # bytes of an error in $TERMINATION_LOG; Kubernetes reads 4096
 MUCH = 1 << 30  # bytes of other partial results that are worth a line
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -177,7 +179,7 @@ def guard(function: Callable[[], None], name: str = "plan") -> int:
         function()
         _flush(sys.stdout)
     except UserError as error:
-        return _failed(2, "\n".join(f"error: {problem}" for problem in error.problems))
+        return _failed(2, "\n".join(f"{PROBLEM}{problem}" for problem in error.problems))
     except TryAgain as error:
         return _failed(75, f"try again: {error}")
     except KeyboardInterrupt:
@@ -230,7 +232,7 @@ def _run_with(
     p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None, merge: bool = False
 ) -> None:
     started = time.monotonic()
-    _finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
+    finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
     shard = _shard(p, merge)
     store, work_dir = open_data_repo(p), _work_dir(p)
     snapshot = store.resolve(p.revision)
@@ -239,7 +241,7 @@ def _run_with(
     inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
     label = f"M{p.iteration} {name}" + (f" {p.shard}" if shard else "")
     if inputs.nothing_to_do:
-        _finish(p, snapshot.commit, "")
+        finish(p, snapshot.commit, "")
         print(f"{label}  nothing to do ({inputs.nothing_to_do})  (commit {snapshot.commit})")
         return
     base = base_id(p, inputs, snapshot)
@@ -312,7 +314,7 @@ def _run_with(
             log.info("another process has committed this very result: %s", commit)
         if merge:
             shards.remove(store, key)
-        _finish(p, commit, stopped)
+        finish(p, commit, stopped)
         shutil.rmtree(folder, ignore_errors=True)
     counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
     print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
@@ -335,7 +337,7 @@ def _skip(p: Any, label: str, folder: Path, commit: str, made: str, stopped: str
     """The result is there: `commit` is to be read by the next stage, `made` is the one that brought the result."""
     _remove_unlocked(folder)  # what a process left that was killed after its commit
     log.info("done already: %s", made)
-    _finish(p, commit, stopped)
+    finish(p, commit, stopped)
     print(f"{label}  skipped  (commit {made})")
 
 
@@ -552,7 +554,8 @@ def _in_words(counts: dict[str, Any]) -> str:
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3]) or "done"
 
 
-def _finish(p: Any, commit: str, stopped: str) -> None:
+def finish(p: Any, commit: str, stopped: str) -> None:
+    """Tell the next step: the commit that it reads, and why no later one should run, or ''."""
     _write_small(p.stop_file, stopped)
     _write_small(p.commit_file, commit)
 
@@ -649,8 +652,23 @@ def _failed(code: int, text: str) -> int:
         _flush(sys.stderr)
     if file := os.environ.get("TERMINATION_LOG"):
         with contextlib.suppress(OSError):
-            Path(file).write_text(text[-4000:], encoding="utf-8")  # Kubernetes reads 4096 bytes
+            Path(file).write_text(_shortened(text), encoding="utf-8")
     return code
+
+
+def _shortened(text: str) -> str:
+    """What of an error's text Kubernetes shows: of a list of problems the first, else the end."""
+    if len(text.encode()) <= MESSAGE:
+        return text
+    if not text.startswith(PROBLEM):
+        return text.encode()[-MESSAGE:].decode(errors="ignore")
+    problems = text.removeprefix(PROBLEM).split(f"\n{PROBLEM}")
+    for count in range(len(problems) - 1, 0, -1):
+        said = f"{PROBLEM}" + f"\n{PROBLEM}".join(problems[:count])
+        said += f"\nand {len(problems) - count} more; the log has all"
+        if len(said.encode()) <= MESSAGE:
+            return said
+    return text.encode()[:MESSAGE].decode(errors="ignore")
 
 
 def _flush(stream: IO[str]) -> None:

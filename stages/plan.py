@@ -1,64 +1,126 @@
 """plan: check everything that can be checked before the first hour of work, and say what will be run.
 
-Reads all of the user's data that the run will read, and looks at the base model. Prints shell assignments for
-self-reward.sh to standard output: the parameters that were given, for all stages, as SELF_REWARD_PARAMETERS, the
-iterations to run, and the commit that the first stage starts from. Makes no commit, but for the user's own new data.
+Reads all of the user's data that the run will read, and looks at the base model. On one machine it prints shell
+assignments for self-reward.sh to standard output: the parameters that were given, for all stages, as
+SELF_REWARD_PARAMETERS, the iterations to run, and the commit that the first stage starts from. In a cluster
+(--in_cluster, set by the Argo workflow) it looks at what the run's pods need of it instead of at this machine, and
+writes that commit and the iterations that begin with SFT to files. Makes no commit, but for the user's own new data.
 Run     python stages/plan.py --data_repo DIR --base_model MODEL --start_iteration 0 --iterations 3
 """
 
+import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from self_reward import artifacts, disk, parameters, stage, store
-from self_reward.errors import UserError, all_of
+from self_reward.errors import TryAgain, UserError, all_of
 
 REACH_SECONDS = 60.0  # in which a server must answer before anything is run
 SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
 
 def main() -> None:
-    p = parameters.parse("plan", __doc__)
+    try:
+        p = parameters.parse("plan", __doc__)
+    except UserError as error:
+        if "--in_cluster" in sys.argv:  # whoever looks at the workflow's page wants to mend all of it at once
+            raise UserError([*error.problems, *problems_of(look_at_cluster)]) from None
+        raise
     with disk.explained(*stage.disks(p)):
         plan(p)
 
 
 def plan(p: parameters.Plan) -> None:
-    problems = [
-        f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
-        for name in parameters.BY_STEP
-        if name in p.model_fields_set
-    ]
-    if p.create_repo and not store.is_remote(p.data_repo):
-        problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
-    if problems and (p.create_repo or p.seed_data):
-        raise UserError(problems)  # nothing is made for a run that cannot begin
-    if store.is_remote(p.data_repo):  # somebody may be waiting: a wrong address is said sooner than in a stage
-        stage.open_data_repo(p.model_copy(update={"store_timeout": min(p.store_timeout, REACH_SECONDS)})).exists()
-    bring_data(p)
-    repository = stage.open_data_repo(p)
-    snapshot = repository.resolve()
-    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
-    from self_reward import evaluation, sampler
-
-    def say(found: list[str]) -> None:
-        if found:
-            raise UserError(found)
-
-    all_of(
-        lambda: say(problems + missing + in_the_way(p, snapshot)),
-        lambda: check_base_model(p, inputs, repository, snapshot),
-        lambda: check_data(p, inputs, repository, snapshot),
-        lambda: sampler.resolve_engine(p.sampler),
-        lambda: evaluation.load_verifier(p.verifier) if p.verifier else None,
-    )
+    problems = before(p)
+    try:
+        # somebody may be waiting: a wrong address is said sooner than in a stage
+        soon = p.model_copy(update={"store_timeout": min(p.store_timeout, REACH_SECONDS)})
+        refused = problems_of(stage.open_data_repo(soon).exists) if store.is_remote(p.data_repo) else []
+        if p.create_repo or p.seed_data:
+            problems += refused + problems_of(lambda: check_hub_model(p))
+            say(problems)  # nothing is made for a run that cannot begin
+            bring_data(p)
+        say(problems + refused if refused else [])
+        _, snapshot = all_of(lambda: say(problems), lambda: check(p))
+    except TryAgain as error:
+        if problems:  # to try again does not help against these
+            raise UserError([*problems, f"and for now: {error}"]) from error
+        raise
     last = p.start_iteration + p.iterations - 1
+    with_sft = []
     for k in range(p.start_iteration, last + 1):
         policy = artifacts.policy_name(k, p.sft, snapshot.files)
+        with_sft += [k] if artifacts.has_sft(k, p.sft, snapshot.files) else []
         sys.stderr.write(f"plan: M{k}: policy {policy}, then M{k}/dpo; results under {p.data_repo}/M{k}\n")
+    if p.in_cluster:
+        if p.sft_file:
+            Path(p.sft_file).parent.mkdir(parents=True, exist_ok=True)
+            Path(p.sft_file).write_text(json.dumps(with_sft), encoding="utf-8")
+        stage.finish(p, snapshot.commit, "")
+        print(f"plan  iterations {p.start_iteration} to {last}, SFT in {with_sft or 'none'}  commit {snapshot.commit}")
+        return
     given = sorted(p.model_fields_set - set(parameters.BY_STEP))
     print(f"export SELF_REWARD_PARAMETERS={shlex.quote(parameters.as_environment(p, given))}")
     print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)} commit={snapshot.commit}")
+
+
+def say(problems: list[str]) -> None:
+    if problems:
+        raise UserError(problems)
+
+
+def problems_of(step: Callable[[], object]) -> list[str]:
+    """What the user must change, as `step` finds it."""
+    try:
+        step()
+    except UserError as error:
+        return error.problems
+    return []
+
+
+def before(p: parameters.Plan) -> list[str]:
+    """What is wrong that can be known without the data repository."""
+    from self_reward import evaluation, sampler
+
+    problems = [
+        f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
+        for name in parameters.BY_STEP
+        if name in p.model_fields_set and not p.in_cluster
+    ]
+    if p.create_repo and not store.is_remote(p.data_repo):
+        problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
+    if p.in_cluster:
+        problems += problems_of(look_at_cluster)
+    else:
+        problems += problems_of(lambda: sampler.resolve_engine(p.sampler))
+    return problems + (problems_of(lambda: evaluation.load_verifier(p.verifier)) if p.verifier else [])
+
+
+def look_at_cluster() -> None:
+    """Raise UserError with what the cluster lacks for the pods of this workflow."""
+    from self_reward import cluster
+
+    api, namespace = cluster.connect()
+    problems, notes = cluster.look(api, namespace, parameters.of_workflow())
+    for note in notes:
+        sys.stderr.write(f"plan: {note}\n")
+    say(problems)
+
+
+def check(p: parameters.Plan) -> store.Snapshot:
+    """The commit that the run starts from, all of whose data that the run reads is right."""
+    repository = stage.open_data_repo(p)
+    snapshot = repository.resolve()
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    all_of(
+        lambda: say(missing + in_the_way(p, snapshot)),
+        lambda: repository.check_writable() if store.is_remote(p.data_repo) else None,
+        lambda: check_base_model(p, inputs, repository, snapshot),
+        lambda: check_data(p, inputs, repository, snapshot),
+    )
+    return snapshot
 
 
 def in_the_way(p, snapshot) -> list[str]:
@@ -101,6 +163,16 @@ def bring_data(p) -> None:
                 cache_dir=Path(p.cache_dir).expanduser(),
                 progress=stage.Progress(),
             )
+
+
+def check_hub_model(p) -> None:
+    """That the base model can be had, as far as that does not depend on the data repository."""
+    from self_reward import base_model
+
+    if p.base_model and p.start_iteration == 0 and not p.base_model.startswith("oxen:"):
+        base_model.resolve(
+            p.base_model, trust_remote_code=p.trust_remote_code, cache_dir=Path(p.cache_dir).expanduser()
+        )
 
 
 def check_base_model(p, inputs, repository, snapshot) -> None:

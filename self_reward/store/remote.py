@@ -108,6 +108,16 @@ class RemoteStore:
         with self._server() as server, contextlib.suppress(NotFound):
             server.ask("DELETE", f"/branches/{name}")
 
+    def check_writable(self) -> None:
+        """Raise Auth where the token may only read. Makes an empty workspace and removes it, so the repository must
+        have a commit; one that a kill leaves is removed by a later push, as others are."""
+        with self._server() as server:
+            try:
+                workspace, _ = self._workspace(server, f"{self._workspaces}check-{uuid.uuid4().hex[:8]}")
+            except UserError as error:
+                raise Auth(f"{self.address} can be read, but not written: {error}") from None
+            self._remove(server, workspace)
+
     def resolve(self, revision: str | None = None) -> Snapshot:
         """The commit that `revision` means (None: the branch's newest). Makes the branch at main's newest commit where
         it is not there. Raises NotFound for a repository without data and for a revision that is not on the branch,
