@@ -2,7 +2,10 @@
 
 Both train a model folder as `checkpoints.materialise` gives it and save to `out` either an adapter (lora) or full
 weights in the dtype of the folder, with its tokenizer. Learning rate: linear warmup, then cosine to
-`min_learning_rate`. The effective batch is `batch_size`, whatever the micro batch.
+`min_learning_rate`. The effective batch is `batch_size`, whatever the micro batch and the number of processes.
+
+With `processes` above 1 the same functions run in that many processes at once (train_group.py), which share the micro
+batches: FSDP on GPUs, one each; on a machine without GPUs DDP, which divides the work but not the model.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from self_reward import base_model, disk
+from self_reward import base_model, disk, train_group
 from self_reward.base_model import weights_dtype
 from self_reward.checkpoints import FILE_SIZE, copy_tokenizer, quiet, written_beside
 from self_reward.errors import TryAgain, UserError
@@ -65,6 +68,7 @@ def train_sft(
     gradient_checkpointing: bool | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train on (prompt_ids, completion_ids), with the loss on the completions only (B15, B16), and save to `out`.
@@ -74,8 +78,12 @@ def train_sft(
     `dtype`: auto is bfloat16 arithmetic on a GPU that has it, float32 elsewhere. `gradient_checkpointing`: None is on
     for a GPU only. With `checkpoint_dir`, training goes on from the last whole checkpoint in it and gives the weights
     of an undisturbed run; the folder must belong to this one piece of work. `chat_template` replaces the tokenizer's.
+    `processes`: how many train together, each on a GPU where there are any; the weights are those of one process, up to
+    rounding.
     Returns figures for the manifest. Raises UserError for what cannot be trained, TryAgain when memory or disk is full.
     """
+    call = dict(locals())
+    micro_batch_size = min(micro_batch_size, max(1, batch_size // max(1, processes)))
     kept = [(p, c) for p, c in examples if c and len(p) + len(c) <= max_length]
     _check(
         len(examples),
@@ -84,10 +92,13 @@ def train_sft(
         finetune,
         batch_size,
         micro_batch_size,
+        processes,
         learning_rate,
         min_learning_rate,
         [],
     )
+    if processes > 1 and not torch.distributed.is_initialized():
+        return _in_processes("train_sft", call, micro_batch_size)
     rows = datasets.Dataset.from_dict(
         {
             "input_ids": [p + c for p, c in kept],
@@ -108,6 +119,7 @@ def train_sft(
         dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
         steps_an_epoch=math.ceil(len(kept) / batch_size),
+        processes=processes,
     )
 
     def make(micro: int, work: Path) -> SFTTrainer:
@@ -115,14 +127,14 @@ def train_sft(
             **common,
             output_dir=str(work),
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch_size // micro,
+            gradient_accumulation_steps=batch_size // (micro * processes),
             max_length=max_length,
             completion_only_loss=True,
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},  # rows have their labels
         )
         model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
-        return SFTTrainer(
+        return _SFTTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -171,6 +183,7 @@ def train_dpo(
     gradient_checkpointing: bool | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train on (prompt_ids, chosen_ids, rejected_ids) with DPO and save to `out`. Otherwise as `train_sft`.
@@ -183,6 +196,8 @@ def train_dpo(
     `label_smoothing` is the share of pairs taken to be labelled the wrong way round (CREAM, 2410.12735): the loss is
     (1 - s) * -log sigmoid(h) + s * -log sigmoid(-h); only with loss sigmoid.
     """
+    call = dict(locals())
+    micro_batch_size = min(micro_batch_size, max(1, batch_size // max(1, processes)))
     kept = [(p, c, r) for p, c, r in pairs if c and r and len(p) + max(len(c), len(r)) <= max_length]
     problems: list[str] = []
     if loss not in ("sigmoid", "sigmoid_norm"):
@@ -198,10 +213,14 @@ def train_dpo(
         finetune,
         batch_size,
         micro_batch_size,
+        processes,
         learning_rate,
         min_learning_rate,
         problems,
     )
+    if processes > 1 and not torch.distributed.is_initialized():
+        call["examples"] = call.pop("pairs")
+        return _in_processes("train_dpo", call, micro_batch_size)
     rows = datasets.Dataset.from_dict(
         {
             "prompt_ids": [p for p, _, _ in kept],
@@ -230,6 +249,7 @@ def train_dpo(
         dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
         steps_an_epoch=math.ceil(len(kept) / batch_size),
+        processes=processes,
     )
 
     def make(micro: int, work: Path) -> DPOTrainer:
@@ -237,7 +257,7 @@ def train_dpo(
             **common,
             output_dir=str(work),
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch_size // micro,
+            gradient_accumulation_steps=batch_size // (micro * processes),
             max_length=max_length,
             beta=beta,
             loss_type=list(losses),
@@ -248,7 +268,7 @@ def train_dpo(
         )
         second = finetune == "full" and not precompute_reference
         model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
-        return _TokenisedDPOTrainer(
+        return _DPOTrainer(
             model=model,
             ref_model=_load(model_dir, finetune, 0.0, bool(arguments.bf16), trust_remote_code) if second else None,
             args=arguments,
@@ -266,11 +286,64 @@ def train_dpo(
     }
 
 
-class _TokenisedDPOTrainer(DPOTrainer):
-    """TRL's DPO trainer always renders and tokenises text; this one is given the ids."""
+class _SeveralProcesses:
+    """Lets several processes take the very steps of one, also where the last step of an epoch is smaller.
 
+    Micro batch i of an epoch goes to process i % n. accelerate fills the last round up with examples from the epoch's
+    beginning, so that each process has one; here they are taken out of the loss again.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        args, rows = self.args, len(self.train_dataset)  # type: ignore[attr-defined]
+        micro, processes = args.per_device_train_batch_size, args.world_size
+        step = micro * processes * args.gradient_accumulation_steps
+        left = rows - self.state.global_step % math.ceil(rows / step) * step  # type: ignore[attr-defined]
+        if processes == 1 or left >= step:
+            return batches, items
+        for i, batch in enumerate(batches):
+            own = left - (i * processes + args.process_index) * micro  # examples that are this epoch's
+            self._leave_out(batch, min(max(own, 0), micro), processes * len(batches) / math.ceil(left / micro))  # type: ignore[attr-defined]
+        return batches, self._get_num_items_in_batch(batches, device)  # type: ignore[attr-defined]
+
+
+class _SFTTrainer(_SeveralProcesses, SFTTrainer):
+    def _leave_out(self, batch: dict[str, Any], own: int, weight: float) -> None:
+        batch["labels"][own:] = -100  # the loss is over the tokens of all processes: no weight is needed
+
+
+class _DPOTrainer(_SeveralProcesses, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        return dataset
+        return dataset  # TRL's always renders and tokenises text; this one is given the ids
+
+    def _leave_out(self, batch: dict[str, Any], own: int, weight: float) -> None:
+        rows = self.args.per_device_train_batch_size
+        batch["weight"] = weight if own else 0.0
+        if own in (0, rows):
+            return
+        for name, value in list(batch.items()):
+            if name != "weight":  # chosen and rejected, one below the other
+                batch[name] = torch.cat([part[:own] for part in value.split(rows)])
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        weight = inputs.pop("weight", None)
+        if weight is None:
+            return super().compute_loss(model, inputs, *rest, **more)
+        gather = self.accelerator.gather
+        self.accelerator.gather = lambda value: _gather_uneven(self.accelerator, gather, value, weight > 0)
+        try:
+            return super().compute_loss(model, inputs, *rest, **more) * weight
+        finally:
+            self.accelerator.gather = gather
+
+
+def _gather_uneven(accelerator: Any, gather: Any, value: torch.Tensor, counts: bool) -> torch.Tensor:
+    """What the processes together have to say for TRL's log, where they have unequally many examples or none."""
+    if value.is_floating_point():
+        value = value if counts else torch.full_like(value, torch.nan)
+        found = gather(accelerator.pad_across_processes(value, pad_index=torch.nan))
+        return found[~found.isnan()]
+    return gather(value if counts else torch.zeros_like(value))
 
 
 class _Watch(TrainerCallback):
@@ -287,10 +360,11 @@ class _Watch(TrainerCallback):
                 f"the loss became {logs['loss']} at step {state.global_step} of {state.max_steps}; "
                 "a smaller learning rate usually helps"
             )
-        if self.progress:
+        if self.progress and state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()  # each process writes the state of its random numbers
         # transformers writes a checkpoint in place; a kill in the middle leaves a part that looks like one
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
@@ -303,6 +377,7 @@ def _check(
     finetune: str,
     batch: int,
     micro: int,
+    processes: int,
     learning_rate: float,
     min_learning_rate: float,
     problems: list[str],
@@ -310,8 +385,14 @@ def _check(
     """Raise `problems` and those that SFT and DPO share, together."""
     if finetune not in ("lora", "full"):
         problems.append(f"finetune {finetune!r}; expected lora or full")
-    if micro < 1 or batch % micro:
-        problems.append(f"batch size {batch} cannot be divided by micro batch size {micro}")
+    if processes < 1 or batch % processes:
+        problems.append(
+            f"batch size {batch} cannot be divided by {processes} processes (GPUs); use a multiple, such as "
+            f"{math.ceil(batch / max(1, processes)) * max(1, processes)}"
+        )
+    elif micro < 1 or batch % (micro * processes):
+        each = f" on each of {processes} processes" if processes > 1 else ""
+        problems.append(f"batch size {batch} cannot be divided by micro batch size {micro}{each}")
     if learning_rate <= 0 or not 0 <= min_learning_rate <= learning_rate:
         problems.append(
             f"learning rate {learning_rate} down to {min_learning_rate}; expected a positive one, and a smallest one "
@@ -339,6 +420,7 @@ def _arguments(
     dtype: str,
     gradient_checkpointing: bool | None,
     steps_an_epoch: int,
+    processes: int,
 ) -> dict[str, Any]:
     """What SFT and DPO tell TRL alike. Set explicitly where its defaults bite (bf16 on a CPU, checkpointing on)."""
     gpu = torch.cuda.is_available()
@@ -377,7 +459,23 @@ def _arguments(
         "dataloader_pin_memory": gpu,
         "eval_strategy": "no",
         "push_to_hub": False,
+        "use_cpu": processes > 1 and not gpu,  # else accelerate takes each process for one that is alone
+        **(_FSDP if processes > 1 and gpu else {}),
     }
+
+
+# Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold whole ones. FSDP2, since
+# transformers drops the first version. Has not been run: it takes GPUs.
+_FSDP: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers are those that the model's class names
+        "reshard_after_forward": True,
+        "cpu_ram_efficient_loading": False,  # each process loads the model: simple, at the price of main memory
+        "state_dict_type": "FULL_STATE_DICT",
+    },
+}
 
 
 def _load(model_dir: Path, finetune: str, dropout: float, bf16: bool, trust_remote_code: bool) -> Any:
@@ -443,10 +541,16 @@ def _train(
     # no temporary folder where none is needed: kill -9 would leave it lying about
     with contextlib.nullcontext(checkpoint_dir) if checkpoint_dir else tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        together = torch.distributed.is_initialized()
 
         def attempt(micro: int) -> tuple[Any, int]:
-            last = _last_checkpoint(work)
+            last = _last_checkpoint(work, sharded=together and torch.cuda.is_available())
             trainer = make(micro, work)
+            if together:
+                if trainer.args.world_size != torch.distributed.get_world_size():
+                    raise RuntimeError(f"accelerate sees {trainer.args.world_size} processes")
+                # or dropout would be the same in all processes
+                torch.manual_seed(trainer.args.seed + trainer.args.process_index)
             trainer.args._n_gpu = min(1, trainer.args.n_gpu)  # one process uses one GPU; TRL refuses DataParallel
             trainer.remove_callback(PrinterCallback)
             if last:
@@ -460,9 +564,38 @@ def _train(
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             return trainer, micro
 
-        trainer, micro = with_smaller_batches(attempt, micro_batch_size)
-        _save(trainer.model, model_dir, out, finetune, chat_template)
+        if together:  # a smaller micro batch is for all processes: _in_processes starts them again
+            trainer, micro = attempt(micro_batch_size)
+        else:
+            trainer, micro = with_smaller_batches(attempt, micro_batch_size)
+        model, weights = trainer.model, None
+        if trainer.is_fsdp_enabled:  # each process gives its share. Has not been run, as the whole of FSDP
+            weights = trainer.accelerator.get_state_dict(model)
+            model = trainer.accelerator.unwrap_model(model)
+        if trainer.args.process_index == 0:
+            _save(model, model_dir, out, finetune, chat_template, weights)
     return _metrics(trainer) | {"micro_batch_size": micro, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _in_processes(function: str, call: dict[str, Any], micro_batch_size: int) -> dict[str, Any]:
+    """What `function` returns, called with `call` in several processes at once."""
+    processes, checkpoint_dir = call["processes"], call["checkpoint_dir"]
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(
+            f"{processes} processes need a GPU each, there are {torch.cuda.device_count()} here; set train_gpus to that"
+        )
+    started = time.monotonic()
+    with contextlib.nullcontext(checkpoint_dir) if checkpoint_dir else tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        call["checkpoint_dir"] = work
+        call["checkpoint_steps"] = call["checkpoint_steps"] if checkpoint_dir else None
+        _last_checkpoint(work, sharded=torch.cuda.is_available())  # one process removes what is of no use
+
+        def attempt(micro: int) -> dict[str, Any]:
+            return train_group.run(function, folder=work / "group", **call | {"micro_batch_size": micro})
+
+        metrics: dict[str, Any] = with_smaller_batches(attempt, micro_batch_size)
+    return metrics | {"processes": processes, "seconds": round(time.monotonic() - started, 3)}
 
 
 def with_smaller_batches(attempt: Callable[[int], Any], micro: int) -> Any:
@@ -482,21 +615,42 @@ def with_smaller_batches(attempt: Callable[[int], Any], micro: int) -> Any:
         torch.cuda.empty_cache()
 
 
-def _last_checkpoint(work: Path) -> Path | None:
-    """The newest whole checkpoint; what a kill cut short is removed."""
+def _last_checkpoint(work: Path, sharded: bool) -> Path | None:
+    """The newest whole checkpoint; what a kill cut short is removed, and so is what one process (or several on CPU)
+    wrote and several GPUs (`sharded`) cannot read, or the other way round."""
     whole = []
     for folder in work.glob("checkpoint-*"):
-        if (folder / COMPLETE).is_file():
-            whole.append(folder)
-        else:
+        if not (folder / COMPLETE).is_file():
             shutil.rmtree(folder)
+        elif (folder / "pytorch_model_fsdp.bin").is_file() != sharded:
+            log.warning("%s is of a training with another number of GPUs, which cannot be gone on from", folder.name)
+            shutil.rmtree(folder)
+        elif sharded and _at_end(
+            folder
+        ):  # going on from there takes a step too many; a sharded one cannot be loaded alone
+            shutil.rmtree(folder)
+        else:
+            whole.append(folder)
     return max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
 
 
-def _save(model: Any, model_dir: Path, out: Path, finetune: str, chat_template: str | None) -> None:
+def _at_end(checkpoint: Path) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _save(
+    model: Any,
+    model_dir: Path,
+    out: Path,
+    finetune: str,
+    chat_template: str | None,
+    weights: dict[str, torch.Tensor] | None,
+) -> None:
+    """`weights`: the whole model's, where `model` holds a share of them."""
     with written_beside(out) as part:
         if finetune == "lora":
-            model.save_pretrained(part)
+            model.save_pretrained(part, state_dict=weights)
             (part / "README.md").unlink(missing_ok=True)
             # Where the model lay on this machine is of no use elsewhere, and PEFT writes sets in any order:
             # the same training gives the same bytes.
@@ -506,7 +660,13 @@ def _save(model: Any, model_dir: Path, out: Path, finetune: str, chat_template: 
                 config["target_modules"].sort()
             (part / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         else:
-            model.to(getattr(torch, weights_dtype(model_dir))).save_pretrained(part, max_shard_size=FILE_SIZE)
+            dtype = getattr(torch, weights_dtype(model_dir))
+            if weights is None:
+                model.to(dtype)
+            else:
+                model.config.dtype = dtype
+                weights = {name: weight.to(dtype) for name, weight in weights.items()}
+            model.save_pretrained(part, state_dict=weights, max_shard_size=FILE_SIZE)
             before = json.loads((model_dir / "config.json").read_bytes())
             config = json.loads((part / "config.json").read_bytes())
             for name in DROPOUTS:  # the dropout of this training is no property of the model

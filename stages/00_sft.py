@@ -46,6 +46,7 @@ def work(p, run):
         dtype=p.dtype,
         gradient_checkpointing=p.gradient_checkpointing,
         trust_remote_code=p.trust_remote_code,
+        processes=p.train_gpus or 1,
         progress=run.progress,
     )
     checkpoints.save_checkpoint_metadata(
