@@ -16,6 +16,8 @@ PYTHON := $(VENV)/bin/python
 FUZZ ?= parse_score parse_prompts jsonl parameters read_partial
 FUZZ_SECONDS ?= 600
 READY := $(VENV)/.ready-$(DEVICE)
+FLOW := argo/templates/self-reward.yaml
+VALUES := helm/self-reward/values.schema.json
 
 ##@ Use
 
@@ -84,6 +86,8 @@ check: setup  ## Format, lint, types, shell scripts, generated files
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck self-reward.sh demo/*.sh .ci/run
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
+	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
+	$(PYTHON) -m self_reward.parameters --schema $(VALUES) | diff $(VALUES) - || { echo '$(VALUES) is stale: make docs'; exit 1; }
 
 .PHONY: format
 format: setup  ## Format the code and mend what the linter can mend
@@ -93,8 +97,10 @@ format: setup  ## Format the code and mend what the linter can mend
 ##@ Maintain
 
 .PHONY: docs
-docs: setup  ## Write docs/parameters.md from self_reward/parameters.py
+docs: setup  ## Write what is generated from self_reward/parameters.py: docs/parameters.md, parts of argo/ and helm/
 	$(PYTHON) -m self_reward.parameters > docs/parameters.md
+	$(PYTHON) -m self_reward.parameters --argo $(FLOW) > $(VENV)/made && cp $(VENV)/made $(FLOW)
+	$(PYTHON) -m self_reward.parameters --schema $(VALUES) > $(VENV)/made && cp $(VENV)/made $(VALUES)
 
 # torchvision, torchaudio and torchcodec of the registry do not fit torch's CUDA build and break trl and peft.
 .PHONY: pins

@@ -25,7 +25,6 @@ OWN = "plan"  # the leaf that asks: its pod has started
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 TIMEOUT = (5, 20)  # seconds to connect to the API server, and for its answer
 PAGE = 500  # nodes in one answer
-SHOWN = 8  # nodes that are named in one message
 QUEUE = "kueue.x-k8s.io/queue-name"
 UNSEEN = object()  # stands for what may not be looked at
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -64,7 +63,7 @@ def _pod(leaf: Object, shared: Object) -> Pod:
         "containers": containers,
         "volumes": [volume for volume in volumes if volume["name"] in mounted],  # Argo adds no others
         "nodeSelector": leaf.get("nodeSelector") or shared.get("nodeSelector") or {},
-        "tolerations": [*shared.get("tolerations", []), *leaf.get("tolerations", [])],
+        "tolerations": leaf.get("tolerations") or shared.get("tolerations") or [],
         "serviceAccountName": leaf.get("serviceAccountName") or shared.get("serviceAccountName") or "default",
         "priorityClassName": leaf.get("priorityClassName") or shared.get("podPriorityClassName") or "",
         "activeDeadlineSeconds": leaf.get("activeDeadlineSeconds"),
@@ -139,7 +138,12 @@ def _shown(resource: str, quantity: Decimal) -> str:
 
 
 def _names(pods: Iterable[Pod]) -> str:
-    return ", ".join(dict.fromkeys(pod.name for pod in pods))
+    return _listed(dict.fromkeys(pod.name for pod in pods), 4)
+
+
+def _listed(texts: Iterable[str], shown: int = 8) -> str:
+    every = list(texts)
+    return ", ".join(every[:shown]) + (f" and {len(every) - shown} more" if len(every) > shown else "")
 
 
 # ---- nodes
@@ -193,11 +197,6 @@ def _node_problem(pod: Pod, nodes: Sequence[Object], limit_ranges: Sequence[Obje
         f"the pod asks for {wanted_text}, and no node that takes it has as much: {_listed(there)}"
         f"{f'; large enough, but {_listed(elsewhere)}' if elsewhere else ''}"
     )
-
-
-def _listed(texts: Iterable[str]) -> str:
-    every = list(texts)
-    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
 
 
 def _allocatable(node: Object) -> Amounts:
@@ -280,7 +279,8 @@ def key_problems(kind: str, name: str, there: Object | None, wanted: Mapping[str
     keys = ", ".join(key for key in wanted if key)
     users = _names(pod for group in wanted.values() for pod in group)
     if there is None:
-        how = f": kubectl create secret generic {name} --from-file=KEY=FILE" if kind == "Secret" else ""
+        how = "".join(f" --from-file={key}=FILE" for key in wanted if key)
+        how = f": kubectl create secret generic {name}{how}" if kind == "Secret" else ""
         return [f"{kind} {name} is missing ({users} want{f' {keys} of' if keys else ''} it){how}"]
     has = {**there.get("data", {}), **there.get("binaryData", {})}
     return [
@@ -309,19 +309,19 @@ def claim_problem(
             n for n, one in by_name.items() if one["metadata"].get("annotations", {}).get(DEFAULT_CLASS) == "true"
         )
         if (wanted := next(marked, None)) is None:
-            return f"{where} is Pending: it names no storage class, and {_classes(by_name)}none is the default", None
+            has = f"none of {', '.join(sorted(by_name))} is the default" if by_name else "the cluster has none"
+            return f"{where} is Pending: it names no storage class, and {has}", None
     if wanted == "":
         return f"{where} is Pending: it waits for a volume made by hand (storageClassName ''), and none fits", None
     if wanted not in by_name:
-        return f"{where} is Pending: {_classes(by_name)}there is no storage class {wanted}, and no volume fits", None
+        has = ", ".join(sorted(by_name)) or "none"
+        return (
+            f"{where} is Pending: there is no storage class {wanted} (the cluster has {has}), and no volume fits",
+            None,
+        )
     if by_name[wanted].get("volumeBindingMode") == "WaitForFirstConsumer":
         return None, None
     return None, f"{where} is still Pending; pods wait until {by_name[wanted]['provisioner']} has made its volume"
-
-
-def _classes(names: Iterable[str]) -> str:
-    listed = ", ".join(sorted(names))
-    return f"of {listed} " if listed else "the cluster has no storage class; "
 
 
 # ---- quotas

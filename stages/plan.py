@@ -18,6 +18,7 @@ from self_reward import artifacts, disk, parameters, stage, store
 from self_reward.errors import TryAgain, UserError, all_of
 
 REACH_SECONDS = 60.0  # in which a server must answer before anything is run
+SOON_SECONDS = 5.0  # the same where the run cannot begin anyway
 SMALL = 1 << 20  # bytes; files of a model on a server are looked into below this, such as a Git LFS pointer
 
 
@@ -36,7 +37,7 @@ def plan(p: parameters.Plan) -> None:
     problems = before(p)
     try:
         # somebody may be waiting: a wrong address is said sooner than in a stage
-        soon = p.model_copy(update={"store_timeout": min(p.store_timeout, REACH_SECONDS)})
+        soon = p.model_copy(update={"store_timeout": min(p.store_timeout, SOON_SECONDS if problems else REACH_SECONDS)})
         refused = problems_of(stage.open_data_repo(soon).exists) if store.is_remote(p.data_repo) else []
         if p.create_repo or p.seed_data:
             problems += refused + problems_of(lambda: check_hub_model(p))
