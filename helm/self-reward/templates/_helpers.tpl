@@ -1,3 +1,8 @@
+{{- /* A value as text: a number as it stands there (Helm would write 1.728e+06), a list as JSON, null as nothing. */ -}}
+{{- define "self-reward.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else if not (kindIs "invalid" .) }}{{ toRawJson . }}{{ end -}}
+{{- end -}}
+
 {{- define "self-reward.labels" -}}
 {{- $labels := dict
   "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version)
@@ -5,14 +10,14 @@
   "app.kubernetes.io/instance" .Release.Name
   "app.kubernetes.io/version" .Chart.AppVersion
   "app.kubernetes.io/managed-by" .Release.Service -}}
-{{- range $name, $value := .Values.labels }}{{ $_ := set $labels $name (toString $value) }}{{ end -}}
+{{- range $name, $value := .Values.labels }}{{ $_ := set $labels $name (include "self-reward.text" $value) }}{{ end -}}
 {{- toYaml $labels -}}
 {{- end -}}
 
 {{- /* The image NAME of `image`: include "self-reward.image" (list . "data") */ -}}
 {{- define "self-reward.image" -}}
 {{- $image := (index . 0).Values.image -}}
-{{- list $image.registry $image.prefix (printf "%s:%s" (index . 1) (toString $image.tag)) | compact | join "/" -}}
+{{- list $image.registry $image.prefix (printf "%s:%s" (index . 1) (include "self-reward.text" $image.tag)) | compact | join "/" -}}
 {{- end -}}
 
 {{- define "self-reward.secret" -}}
@@ -45,7 +50,7 @@
 accessModes: {{ toJson .accessModes }}
 resources:
   requests:
-    storage: {{ .size | quote }}
+    storage: {{ include "self-reward.text" .size | quote }}
 {{- if eq .storageClass "-" }}
 storageClassName: ""
 {{- else if .storageClass }}
@@ -57,7 +62,7 @@ storageClassName: {{ .storageClass | quote }}
 {{- define "self-reward.annotations" -}}
 {{- $annotations := dict -}}
 {{- range list (index . 0).Values.annotations (index . 1) -}}
-{{- range $name, $value := . }}{{ $_ := set $annotations $name (toString $value) }}{{ end -}}
+{{- range $name, $value := . }}{{ $_ := set $annotations $name (include "self-reward.text" $value) }}{{ end -}}
 {{- end -}}
 {{- with $annotations }}annotations:
   {{- toYaml . | nindent 2 }}

@@ -13,11 +13,6 @@ changes is set in the parsed object, which is then written again.
 {{- toYaml $content -}}
 {{- end -}}
 
-{{- /* A parameter's value as the text that `argo submit -p` would take: lists are JSON, null is nothing. */ -}}
-{{- define "self-reward.text" -}}
-{{- if kindIs "string" . }}{{ . }}{{ else if not (kindIs "invalid" .) }}{{ toRawJson . }}{{ end -}}
-{{- end -}}
-
 {{- /* Names and labels that both WorkflowTemplates get. */ -}}
 {{- define "self-reward.metadata" -}}
 {{- $root := index . 0 -}}
@@ -25,7 +20,7 @@ changes is set in the parsed object, which is then written again.
 {{- $labels := $metadata.labels | default dict -}}
 {{- range $name, $value := include "self-reward.labels" $root | fromYaml }}{{ $_ := set $labels $name $value }}{{ end -}}
 {{- $_ := set $metadata "labels" $labels -}}
-{{- with $root.Values.annotations }}{{ $_ := set $metadata "annotations" . }}{{ end -}}
+{{- with include "self-reward.annotations" (list $root dict) | fromYaml }}{{ $_ := set $metadata "annotations" .annotations }}{{ end -}}
 {{- end -}}
 
 {{- /* The WorkflowTemplate self-reward: parameters, volumes, and what holds for the whole workflow. */ -}}
@@ -67,8 +62,8 @@ changes is set in the parsed object, which is then written again.
 {{- if not (kindIs "invalid" $values.archiveLogs) }}{{ $_ := set $spec "archiveLogs" $values.archiveLogs }}{{ end -}}
 {{- with $values.podGC }}{{ $_ := set $spec "podGC" . }}{{ end -}}
 {{- with $values.ttl }}{{ $_ := set $spec "ttlStrategy" . }}{{ end -}}
-{{- range $name, $value := $values.labels }}{{ $_ := set $spec.podMetadata.labels $name (toString $value) }}{{ end -}}
-{{- with $values.annotations }}{{ $_ := set $spec.podMetadata "annotations" . }}{{ end -}}
+{{- range $name, $value := $values.labels }}{{ $_ := set $spec.podMetadata.labels $name (include "self-reward.text" $value) }}{{ end -}}
+{{- with include "self-reward.annotations" (list . dict) | fromYaml }}{{ $_ := set $spec.podMetadata "annotations" .annotations }}{{ end -}}
 
 {{- range $volume := $spec.volumes -}}
 {{- if eq $volume.name "cache" -}}
@@ -129,7 +124,7 @@ changes is set in the parsed object, which is then written again.
 {{- with $given.priorityClassName }}{{ $_ := set $template "priorityClassName" . }}{{ end -}}
 {{- with $given.activeDeadlineSeconds }}{{ $_ := set $template "activeDeadlineSeconds" (toRawJson .) }}{{ end -}}
 {{- if hasKey $given "retries" }}{{ $_ := set $template.retryStrategy "limit" (toRawJson $given.retries) }}{{ end -}}
-{{- range $name, $value := $given.backoff }}{{ $_ := set $template.retryStrategy.backoff $name (toString $value) }}{{ end -}}
+{{- range $name, $value := $given.backoff }}{{ $_ := set $template.retryStrategy.backoff $name (include "self-reward.text" $value) }}{{ end -}}
 
 {{- /* What a template of Argo has no field for. Argo's own patch of the template, if any, is kept. */ -}}
 {{- $patch := $template.podSpecPatch | default "{}" | fromYaml -}}
