@@ -1,13 +1,7 @@
 """cluster.py: what pods ask for against what a cluster has. The API server is the one double here."""
 
-import json
-import re
-import threading
-from contextlib import contextmanager
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -15,6 +9,7 @@ from kubernetes import client
 
 from self_reward import cluster, parameters
 from self_reward.errors import TryAgain
+from tests.fake_kubernetes import FakeCluster, serving
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -133,12 +128,12 @@ EXISTS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"
          "a has 2 nvidia.com/gpu, b has 0 nvidia.com/gpu"),
         (pod(limits=GPU, tolerations=EXISTS), [node("a", [TAINT], gpu="8")], None),
         (pod(limits=GPU), [node("a", [TAINT], gpu="8")], "no node takes this pod: a has the taint nvidia.com"),
-        (pod(limits=GPU), [node("a", [TAINT], gpu="8"), node("b")], "nvidia.com/gpu; large enough, but a has the taint"),
+        (pod(limits=GPU), [node("a", [TAINT], gpu="8"), node("b")], "large enough, but a has the taint"),
         (pod(tolerations=EXISTS), [node("a", [taint("x", value="y")])], "a has the taint x=y:NoSchedule"),
         (pod(tolerations=[{"key": "x", "value": "y"}]), [node("a", [taint("x", "NoExecute", "y")])], None),
         (pod(tolerations=[{"key": "x", "value": "z"}]), [node("a", [taint("x", value="y")])], "taint x=y"),
         (pod(tolerations=[{"operator": "Exists"}]), [node("a", [taint("x", value="y")])], None),
-        (pod(tolerations=EXISTS), [node("a", [taint("nvidia.com/gpu", "NoExecute")])], "taint nvidia.com/gpu:NoExecute"),
+        (pod(tolerations=EXISTS), [node("a", [taint("nvidia.com/gpu", "NoExecute")])], "gpu:NoExecute"),
         (pod(), [node("a", [taint("x", "PreferNoSchedule")])], None),
         (pod(), [node("a", [taint("node.kubernetes.io/not-ready")])], None),
         (pod(), [node("a", unschedulable=True)], "a is cordoned"),
@@ -146,7 +141,8 @@ EXISTS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"
         (pod(nodeSelector={"disk": "ssd"}), [node("a", labels={"disk": "ssd"})], None),
         (pod(requests={"memory": "128Gi"}), [node("a")], "asks for 128 GiB of memory"),
         (pod(requests={"memory": "128Gi"}), [node("a")], "a has 64 GiB of memory"),
-        (pod(requests={"cpu": "6", "memory": "100Gi", "nvidia.com/gpu": "0"}), [node("a"), node("b", cpu="2", memory="200Gi")],
+        (pod(requests={"cpu": "6", "memory": "100Gi", "nvidia.com/gpu": "0"}),
+         [node("a"), node("b", cpu="2", memory="200Gi")],
          "asks for 6 cpu and 100 GiB of memory, and no node"),
         (pod(requests={"cpu": "8"}), [node("a")], None),
         (pod(requests={"cpu": "8100m"}), [node("a")], "8.1 cpu"),
@@ -284,52 +280,6 @@ def test_limit_ranges_state_what_a_pod_does_not_and_refuse_large_ones():
 
 
 # ---- the API
-
-
-class FakeCluster:
-    """Objects by path; a path that ends in / holds a list. `answers`: a status for paths that match."""
-
-    def __init__(self):
-        self.objects, self.answers, self.seen = {}, [], []
-
-    def put(self, path, **content):
-        self.objects[path] = content
-
-    def answer(self, path, query):
-        self.seen.append(path)
-        for pattern, status in self.answers:
-            if re.search(pattern, path):
-                return status, {"kind": "Status", "code": status}
-        if path in self.objects:
-            return 200, self.objects[path]
-        items = [content for name, content in self.objects.items() if name.rpartition("/")[0] == path]
-        if path.rpartition("/")[2] in ("nodes", "limitranges", "resourcequotas", "storageclasses"):
-            begin, size = int(query.get("continue", ["0"])[0]), int(query["limit"][0])
-            more = {"continue": str(begin + size)} if begin + size < len(items) else {}
-            return 200, {"items": items[begin : begin + size], "metadata": more}
-        return 404, {"kind": "Status", "code": 404}
-
-
-@contextmanager
-def serving(fake):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            parts = urlsplit(self.path)
-            status, body = fake.answer(parts.path, parse_qs(parts.query))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *words):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 FLOWS = "/apis/argoproj.io/v1alpha1/namespaces/ns/workflowtemplates"
