@@ -84,7 +84,8 @@ check: setup  ## Format, lint, types, shell scripts, generated files
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck self-reward.sh demo/*.sh .ci/run
+	$(VENV)/bin/shellcheck self-reward.sh demo/*.sh images/*/*.sh .ci/run
+	$(VENV)/bin/hadolint images/*/Dockerfile
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --schema $(VALUES) | diff $(VALUES) - || { echo '$(VALUES) is stale: make docs'; exit 1; }
@@ -93,6 +94,50 @@ check: setup  ## Format, lint, types, shell scripts, generated files
 format: setup  ## Format the code and mend what the linter can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+##@ Images
+
+IMAGES ?= data model oxen-server proxy
+PREFIX ?= self-reward
+DIRTY = $(shell [[ -z "$$(git status --porcelain)" ]] || echo -dirty)
+TAG ?= $(shell git rev-parse --short HEAD)$(DIRTY)
+ENGINE ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell $(name) info >/dev/null 2>&1 && echo yes),$(name))))
+NO_ENGINE = no docker, podman or buildah answers here ("docker info" fails, say); install or start one, or name it: ENGINE=...
+# What an image is called here: podman and buildah say where from, docker does not.
+LOCAL = $(if $(filter docker,$(notdir $(ENGINE))),,localhost/)$(PREFIX)
+SERVER_BINARY ?=
+LOAD ?= $(if $(KIND_CLUSTER),kind load docker-image --name $(KIND_CLUSTER))
+
+# Without SERVER_BINARY oxen-server is built from its crate, which takes 45 minutes on two cores.
+.PHONY: build-images
+build-images:  ## Build the images (DEVICE=cpu|gpu IMAGES="data model" TAG=... ENGINE=docker|podman|buildah SERVER_BINARY=path)
+	trap 'rm -f images/oxen-server/oxen-server' EXIT; \
+	engine=$(or $(ENGINE),$(error $(NO_ENGINE))); tag=$(TAG); revision=$(shell git rev-parse HEAD)$(DIRTY); \
+	for name in $(IMAGES); do \
+	  flags=(--build-arg "REVISION=$$revision"); \
+	  if [[ $$name == model ]]; then flags+=(--build-arg DEVICE=$(DEVICE)); fi; \
+	  if [[ $$name == oxen-server && -n "$(SERVER_BINARY)" ]]; then \
+	    install "$(SERVER_BINARY)" images/oxen-server/oxen-server; \
+	    flags+=(--build-arg BUILDER=docker.io/library/debian:bookworm-slim); \
+	  fi; \
+	  $$engine build $(if $(filter buildah,$(notdir $(ENGINE))),--layers) $(BUILD_FLAGS) "$${flags[@]}" \
+	    --file images/$$name/Dockerfile --tag $(LOCAL)/$$name:$$tag .; \
+	done
+
+.PHONY: push-images
+push-images:  ## Push the images to REGISTRY/self-reward/NAME:TAG (REGISTRY=ghcr.io/me; PUSH_FLAGS=--tls-verify=false for plain http)
+	engine=$(or $(ENGINE),$(error $(NO_ENGINE))); tag=$(TAG); \
+	registry=$(or $(REGISTRY),$(error push-images: where to? REGISTRY=host/folder)); \
+	for name in $(IMAGES); do \
+	  $$engine tag $(LOCAL)/$$name:$$tag $$registry/$(PREFIX)/$$name:$$tag; \
+	  $$engine push $(PUSH_FLAGS) $$registry/$(PREFIX)/$$name:$$tag; \
+	done
+
+.PHONY: load-images
+load-images:  ## Copy the images onto a cluster's nodes (KIND_CLUSTER=name, or LOAD=command that takes an image's name)
+	tag=$(TAG); for name in $(IMAGES); do \
+	  $(or $(LOAD),$(error load-images: which cluster? KIND_CLUSTER=name, or LOAD=command)) $(LOCAL)/$$name:$$tag; \
+	done
 
 ##@ Maintain
 
@@ -110,6 +155,8 @@ pins:  ## Resolve requirements/*.in again
 	    --override requirements/overrides.txt requirements/$$name.in | grep -vE '^(torchvision|torchaudio|torchcodec)==' > $(VENV)/pins; \
 	  mv $(VENV)/pins requirements/$$name.txt; \
 	done
+	$(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_34 --no-header --no-annotate \
+	  --excludes requirements/data-excludes.in requirements/data.in -o requirements/data.txt
 
 .PHONY: clean
 clean:  ## Remove what make demo and the tests left (not .venv)
