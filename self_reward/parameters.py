@@ -801,6 +801,8 @@ def schema() -> dict[str, Any]:
         is_none = field.default is None
         one: dict[str, Any] = {"description": entry["description"]}
         one["type"] = list(dict.fromkeys((kind, "string"))) + ["null"] * is_none
+        if kind == "array":
+            one["items"] = {"type": "string"}
         if pattern:
             one["pattern"] = f"^({pattern}{'|' if is_none else ''})$"
         elif "enum" in entry:

@@ -9,6 +9,7 @@ import sys
 import time
 
 from self_reward import artifacts, disk, parameters, stage
+from self_reward.errors import UserError
 
 
 def main() -> None:
@@ -23,7 +24,9 @@ def fetch(p: parameters.Plan) -> None:
     started = time.monotonic()
     repository = stage.open_data_repo(p)
     snapshot = repository.resolve(p.revision)
-    inputs, _ = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    if missing:
+        raise UserError(missing)
     if not inputs.needs_base:
         print("fetch_model  no base model is needed")
         return

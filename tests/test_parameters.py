@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -163,6 +164,9 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
         ("01_gen_prompts", ["--prompt_min_words", "9", "--prompt_max_words", "3"], "is above prompt_max_words"),
         ("01_gen_prompts", ["--prompt_pattern", "("], "no regular expression"),
         ("plan", ["--iterations", "91"], "less than or equal to 90"),
+        ("05_dpo", ["--dpo_batch_size", "16", "--train_gpus", "3"], "16 is not a multiple of train_gpus = 3"),
+        ("00_sft", ["--sft_batch_size", "24", "--train_gpus", "4"], "24, 6 on each of 4 GPUs, is not a multiple of"),
+        ("plan", ["--in_cluster", "--iterations", "90", "--shards", "64"], "90 of shards = 64 are 5760, and one"),
         ("00_sft", ["--sft_epochs", "inf"], "must be a finite number"),
         ("00_sft", ["--branch", "a..b"], "no name for a branch"),
         ("06_evaluate", ["--judge_temperature", "0", "--eval_judge_votes", "2"], "set eval_judge_votes to 1"),
@@ -231,3 +235,90 @@ def test_help_names_every_flag_with_its_default():
     assert "Doc line." in shown.stdout
     for name in parameters.Dpo.model_fields:
         assert f"--{name}" in shown.stdout
+
+
+def test_what_is_right_on_several_gpus_and_in_a_cluster():
+    for gpus in ("0", "1", "2", "4"):
+        parameters.parse("05_dpo", "", ["--train_gpus", gpus, "--dpo_batch_size", "16"], {})
+    argv = ["--in_cluster", "--data_repo", "oxen+http://self-reward-oxen/a/b", "--base_model", "me/model"]
+    parameters.parse("plan", "", [*argv, "--iterations", "90", "--shards", "16"], {})
+
+
+# ---- what is generated
+
+FLOW = ROOT / "argo/templates/self-reward.yaml"
+VALUES = ROOT / "helm/self-reward/values.schema.json"
+
+
+def test_the_workflow_has_every_parameter_but_those_that_it_sets_itself():
+    entries = {entry["name"]: entry for entry in parameters.for_argo()}
+    own = {*parameters.BY_STEP, *parameters.BY_TEMPLATE}
+    assert set(entries) | own == set(parameters.Plan.model_fields) and not set(entries) & own
+    assert list(entries)[:3] == ["base_model", "data_repo", "branch"]
+    assert entries["judge_votes"] == {
+        "name": "judge_votes", "value": "3", "description": "Judgements of each response; their mean is its score.",
+    }  # fmt: skip
+    assert entries["sampler"]["enum"] == ["auto", "vllm", "transformers"] and entries["max_model_len"]["value"] == ""
+    assert all(isinstance(entry["value"], str) and entry["description"] for entry in entries.values())
+
+
+def test_the_defaults_of_the_workflow_are_those_of_the_programs():
+    given = environment(**{entry["name"]: entry["value"] for entry in parameters.for_argo()})
+    assert parameters.parse("plan", "", [], given) == parameters.parse("plan", "", [], {})
+    address = ["--in_cluster", "--data_repo", "oxen://h/a/b"]  # each default is written as Argo computes with it
+    parameters.parse("plan", "", address, given)
+
+
+def test_the_block_is_made_between_its_markers_and_nowhere_else():
+    text = f"a: 1\n  {parameters.BEGIN}\n  - old\n  {parameters.END}\nb: 2\n"
+    made = parameters.with_argo_block(text)
+    assert made == parameters.with_argo_block(made) and "- old" not in made
+    assert made.startswith(f'a: 1\n  {parameters.BEGIN}\n  - name: base_model\n    value: ""\n')
+    assert made.endswith(f"  {parameters.END}\nb: 2\n")
+    block = made.partition(parameters.BEGIN)[2].partition(parameters.END)[0]
+    assert yaml.safe_load(block) == parameters.for_argo()
+    for broken in ("", parameters.BEGIN, f"{parameters.END}\n{parameters.BEGIN}"):
+        with pytest.raises(UserError, match="expected the lines"):
+            parameters.with_argo_block(broken)
+
+
+@pytest.mark.parametrize(("path", "make"), [(FLOW, parameters.with_argo_block), (VALUES, parameters.with_schema)],
+                         ids=["argo", "helm"])  # fmt: skip
+def test_what_is_generated_is_up_to_date(path, make):
+    assert path.read_text() == make(path.read_text()), f"{path.relative_to(ROOT)}: run make docs"
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_the_schema_takes_presets_and_all_defaults(preset):
+    jsonschema.Draft7Validator.check_schema(parameters.schema())
+    jsonschema.validate(yaml.safe_load(preset.read_text()), parameters.schema())
+    jsonschema.validate({e["name"]: e["value"] for e in parameters.for_argo()}, parameters.schema())
+    typed = {name: field.default for name, field in parameters.Plan.model_fields.items()}
+    names = {entry["name"] for entry in parameters.for_argo()}
+    jsonschema.validate({name: value for name, value in typed.items() if name in names}, parameters.schema())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"iteratons": 3},
+        {"iterations": 91},
+        {"iterations": "three"},
+        {"iterations": 1.5},
+        {"iterations": True},
+        {"beta": "much"},
+        {"beta": -1},
+        {"sampler": "vlm"},
+        {"force": "yes"},
+        {"force": 1},
+        {"iteration": 1},
+        {"cache_dir": "/x"},
+        {"base_model": 7},
+        {"branch": "-x"},
+        {"prompt_keywords": [1]},
+        {"prompt_keywords": "map"},
+    ],
+)
+def test_the_schema_refuses(values):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, parameters.schema())

@@ -408,3 +408,17 @@ def test_much_uncommitted_work_of_other_runs_is_told(repo):
 
 def lock_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
+
+
+def test_what_kubernetes_shows_of_many_problems_are_the_first_and_of_a_traceback_the_end():
+    from self_reward import stage
+
+    problems = [f"number {i} {'ü' * 200}" for i in range(50)]
+    text = "\n".join(f"error: {problem}" for problem in problems)
+    short = stage._shortened(text)
+    shown = short.count("error: ")
+    assert 3500 < len(short.encode()) <= 4000 and text.startswith(short.rpartition("\n")[0])
+    assert short.endswith(f"\nand {50 - shown} more; the log has all")
+    assert stage._shortened(text[:500]) == text[:500]
+    assert stage._shortened("error: " + "x" * 9000) == "error: " + "x" * 3993
+    assert stage._shortened("a bug:\n" + "x" * 9000 + "end") == "x" * 3997 + "end"
