@@ -51,6 +51,10 @@ test-server: setup  ## The tests that talk to a server, with a real one and ngin
 	$(PYTHON) -m tests.servers
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $$(grep -lE 'import .*servers' tests/test_*.py) $(PYTEST_ARGS)
 
+.PHONY: test-cluster
+test-cluster: setup  ## On a real cluster with Argo: KUBECONFIG= TAG= IMAGE_REGISTRY= (tests/cluster/README.md)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/cluster/checks.py --durations=0 --timeout 3600 $(PYTEST_ARGS)
+
 .PHONY: test-kills
 test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
 	$(PYTHON) -m tests.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)

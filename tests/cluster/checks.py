@@ -1,0 +1,226 @@
+"""The product on a real cluster with a real Argo: README.md says how to run it. About a quarter of an hour on CPUs.
+
+One small iteration of the demo over the Oxen server of the chart; then what must not go wrong is made to happen.
+"""
+
+import os
+import time
+
+import pytest
+from kubernetes import client
+
+from demo import make_data
+from tests.cluster.place import Place, missing, new_name, node, nodes, outputs, told, tries
+from tests.test_loop import SMALL
+
+STAGES = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_gen_preferences", "05_dpo",
+          "06_evaluate", "07_export"]  # fmt: skip
+CPU_LEAVES = ("plan", "fetch-model", "merge", "gen-preferences", "export")
+VALUES = {
+    "preset": "demo",
+    "image": {"registry": os.environ.get("IMAGE_REGISTRY", ""), "tag": os.environ.get("TAG", "")},
+    "parameters": {"base_model": "oxen:models/base", "train_gpus": 0, "generate_gpus": 0, "shards": 2, **SMALL},
+    "oxenServer": {"enabled": True, "persistence": {"size": "2Gi", "keep": False}},
+    "cache": {"size": "2Gi", "keep": False},
+    "sharedMemory": "256Mi",
+    "stages": {"all": {
+        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}},
+        "backoff": {"duration": "2", "factor": "2", "cap": "1m"},
+    }},
+}  # fmt: skip
+SIZES = {"INSTRUCTIONS": 900, "JUDGEMENTS": 1300, "NEW_TASKS": 250, "REPETITIONS": 300, "COMPARISONS": 300,
+         "HELD_OUT": 60}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _everything_is_there():
+    if problems := missing():
+        pytest.exit("make test-cluster: " + "; ".join(problems), returncode=2)
+
+
+def _place():
+    place = Place(new_name())
+    print(f"namespace {place.name}")
+    try:
+        yield place
+    finally:
+        if not os.environ.get("KEEP"):
+            place.remove()
+
+
+@pytest.fixture(scope="module")
+def place(_everything_is_there, tmp_path_factory):
+    """The chart with its server, filled with the demo's data."""
+    for place in _place():
+        if not place.controller_answers():
+            pytest.exit(
+                f"make test-cluster: no Argo controller picks up workflows in namespace {place.name}; is it running, "
+                "and does it look at all namespaces?",
+                returncode=2,
+            )
+        values = dict(VALUES)
+        if os.environ.get("HOST_PATH"):
+            for claim in ("self-reward-cache", "self-reward-oxen"):
+                place.make_volume(claim)
+            values["cache"] = VALUES["cache"] | {"storageClass": "-"}
+            persistence = VALUES["oxenServer"]["persistence"] | {"storageClass": "-"}
+            values["oxenServer"] = {"enabled": True, "persistence": persistence}
+        place.install(values, "--wait", "--timeout", "5m")
+        folder = tmp_path_factory.mktemp("cluster")
+        patch = pytest.MonkeyPatch()
+        for name, value in SIZES.items():
+            patch.setattr(make_data, name, value)
+        make_data.make(folder / "data", 0)
+        patch.undo()
+        files = {str(p.relative_to(folder / "data")): p for p in (folder / "data").rglob("*") if p.is_file()}
+        with place.server(folder / "cache") as store:
+            store.create()
+            store.put(files, message="the demo's data")
+        place.cache = folder / "cache"
+        yield place
+
+
+@pytest.fixture(scope="module")
+def done(place):
+    """One iteration with two shards."""
+    workflow = place.run(iterations="1")
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    return workflow
+
+
+@pytest.fixture(scope="module")
+def bare(_everything_is_there):
+    """The chart in a namespace that has neither secret nor volume, and a quota too small for a stage."""
+    for place in _place():
+        hard = {"requests.memory": "3Gi"}
+        place.core.create_namespaced_resource_quota(place.name, {"metadata": {"name": "small"}, "spec": {"hard": hard}})
+        place.install(
+            {
+                "image": VALUES["image"],
+                "parameters": {"base_model": "oxen:models/base", "train_gpus": 0, "generate_gpus": 0},
+                "cache": {"existingClaim": "no-such-claim"},
+                "secrets": {"existingSecret": "no-such-secret"},
+                "stages": {
+                    "all": {"resources": {"requests": {"cpu": "100m", "memory": "4Gi"}, "limits": {"memory": "4Gi"}}},
+                    "plan": {"resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
+                },
+            }
+        )
+        yield place
+
+
+def log(place):
+    with place.server(place.cache) as store:
+        snapshot = store.resolve()
+        assert not store.branches("shards/")
+        return [(commit.id, commit.message.split(":")[0]) for commit in snapshot.log if commit.key]
+
+
+def refused(place, seconds=90, **parameters):
+    """The message on plan's node of a workflow that it refused."""
+    begun = time.monotonic()
+    workflow = place.run(300, **parameters)
+    plan = node(workflow, "plan")
+    print(f"refused after {time.monotonic() - begun:.0f} s: {plan['message']}")
+    assert workflow["status"]["phase"] == "Failed", told(workflow)
+    assert len(tries(workflow, plan)) == 1 and node(workflow, "fetch-model") is None
+    assert time.monotonic() - begun < seconds
+    return tries(workflow, plan)[0]["message"]
+
+
+def test_a_run_succeeds_and_its_outputs_are_the_commits_in_the_server(place, done):
+    commits = {message.replace(" ", "-"): commit for commit, message in log(place)}
+    assert set(commits) == {f"M0-{stage}" for stage in STAGES}
+    assert outputs(done) == commits | {"commit": commits["M0-06_evaluate"], "stop": ""}
+
+
+def test_the_shards_ran_beside_each_other_and_no_pod_was_tried_twice(place, done):
+    shards = [node(done, "generate-shard", stage="02_gen_responses", shard=f"{i}/2") for i in range(2)]
+    assert all(shards) and max(s["startedAt"] for s in shards) < min(s["finishedAt"] for s in shards)
+    assert all(len(tries(done, one)) == 1 for one in nodes(done) if one["type"] == "Retry")
+
+
+def test_pods_are_restricted_and_no_cpu_stage_asked_for_a_gpu(place, done):
+    pods = place.pods(done)
+    assert len(pods) == len([one for one in nodes(done) if one["type"] == "Pod"])
+    leaves = {one["id"]: one.get("templateRef", {}).get("template") for one in nodes(done) if one["type"] == "Pod"}
+    for pod in pods:
+        leaf = leaves[pod.metadata.annotations["workflows.argoproj.io/node-id"]]
+        limits = next(c for c in pod.spec.containers if c.name == "main").resources.limits
+        assert leaf not in CPU_LEAVES or "nvidia.com/gpu" not in limits
+        assert pod.spec.service_account_name == ("self-reward-plan" if leaf == "plan" else "self-reward")
+        assert pod.spec.termination_grace_period_seconds >= 30
+
+
+def test_progress_came_to_the_workflow(place, done):
+    one = node(done, "train", stage="00_sft")
+    done_, total = map(int, tries(done, one)[0]["progress"].split("/"))
+    assert done_ == total > 1
+
+
+def test_run_again_everything_is_skipped_and_nothing_is_committed(place, done):
+    before = log(place)
+    again = place.run(iterations="1")
+    assert again["status"]["phase"] == "Succeeded", told(again)
+    assert log(place) == before and outputs(again) == outputs(done)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"itertions": "1"}, "did you mean iterations"),
+        ({"iterations": "91"}, "iterations = '91'"),
+        ({"train_gpus": "64"}, "nvidia.com/gpu"),
+        ({"base_model": "oxen:models/no-such"}, "models/no-such"),
+    ],
+)
+def test_plan_refuses_what_would_fail_later(place, done, parameters, said):
+    assert said in refused(place, **parameters)
+
+
+def test_plan_says_all_that_a_bare_namespace_lacks(bare):
+    message = refused(bare, data_repo="oxen+http://self-reward-oxen/self-reward/run")
+    for said in ("no-such-secret", "no-such-claim", "small"):
+        assert said in message
+
+
+def test_an_error_of_the_users_is_not_tried_again_and_its_words_are_on_the_node(place, done):
+    before = log(place)
+    failed = place.run(iterations="1", min_prompt_yield="1", prompt_temperature="1.5")
+    assert failed["status"]["phase"] == "Failed", told(failed)
+    prompts = node(failed, "generate", stage="01_gen_prompts")
+    assert [one["phase"] for one in tries(failed, prompts)] == ["Failed"]
+    message = tries(failed, prompts)[0]["message"]
+    assert "min_prompt_yield" in message, message
+    assert node(failed, "generate-shard") is None and log(place) == before
+
+
+def test_a_stop_rule_ends_the_run_well_and_says_why(place, done):
+    before = log(place)
+    stopped = place.run(iterations="2", min_pairs="1000000")
+    assert stopped["status"]["phase"] == "Succeeded", told(stopped)
+    assert "Expected at least 1000000 pairs" in outputs(stopped)["stop"]
+    assert node(stopped, "train", stage="05_dpo") is None
+    assert not [one for one in nodes(stopped) if one["displayName"] == "next" and one["phase"] != "Skipped"]
+    assert log(place) == before
+
+
+def test_a_generation_pod_that_is_deleted_is_replaced_and_nothing_is_committed_twice(place, done):
+    before = log(place)
+    name = place.submit(iterations="1", seed="3")
+
+    def generating(workflow):
+        one = node(workflow, "generate-shard", stage="02_gen_responses", shard="0/2")
+        return one and [n for n in tries(workflow, one) if n["phase"] == "Running"]
+
+    workflow = place.wait(name, 900, generating)
+    running = generating(workflow)[0]
+    pod = next(p for p in place.pods(workflow)
+               if p.metadata.annotations["workflows.argoproj.io/node-id"] == running["id"])  # fmt: skip
+    client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, place.name)
+    workflow = place.wait(name, 1200)
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    assert len(tries(workflow, node(workflow, "generate-shard", stage="02_gen_responses", shard="0/2"))) == 2
+    made = log(place)[: -len(before)]
+    assert sorted(message for _, message in made) == sorted(f"M0 {stage}" for stage in STAGES)
+    assert {commit for commit, _ in made} < set(outputs(workflow).values())
