@@ -68,22 +68,27 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(folder: Path, rank: int, processes: int) -> "subprocess.Popen[bytes]":
-    environment = {
+def environment(rank: int, processes: int) -> dict[str, str]:
+    """The environment of process `rank`: its place in the group, and its share of the cores."""
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": "lo",
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",  # asked for by accelerate; the processes meet in a file
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+
+
+def _start(folder: Path, rank: int, processes: int) -> "subprocess.Popen[bytes]":
     with open(folder / f"log-{rank}.txt", "wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "self_reward.train_worker", str(folder), str(os.getpid())],
-            env=environment,
+            env=environment(rank, processes),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -6,6 +6,7 @@ Prompts are token ids (chat.py is the only place that renders text), so both eng
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,23 @@ def _has_cuda_device() -> bool:
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
+def _tensor_parallel_problems(engine: str, model_dir: Path, size: int) -> list[str]:
+    """Why the model cannot be divided over `size` GPUs. vLLM says so too, but later, and names one number alone."""
+    if size <= 1:
+        return []
+    if engine != "vllm":
+        return [f"generate_gpus = {size}: the {engine} sampler uses one GPU; set generate_gpus to 1, or sampler: vllm"]
+    config = json.loads((model_dir / "config.json").read_bytes())
+    config |= config.get("text_config") or {}
+    problems = []
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = config.get(name)
+        fewer = name == "num_key_value_heads" and isinstance(heads, int) and heads > 0 and size % heads == 0  # copied
+        if isinstance(heads, int) and heads % size and not fewer:
+            problems.append(f"generate_gpus = {size}: the model's {name} = {heads} cannot be divided by it")
+    return problems
+
+
 def load(
     engine: str,
     model_dir: Path,
@@ -100,6 +118,8 @@ def load(
     engine = resolve_engine(engine)
     if not (Path(model_dir) / "config.json").is_file():
         raise UserError(f"{model_dir}: no config.json there; expected a Hugging Face model folder")
+    if problems := _tensor_parallel_problems(engine, Path(model_dir), tensor_parallel_size):
+        raise UserError(problems)
     if engine == "vllm":
         from self_reward.sampler.vllm import VllmSampler
 

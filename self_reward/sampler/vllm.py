@@ -1,7 +1,8 @@
 """The vLLM sampler: the engine is fed request by request, so that its batches never run empty.
 
 The engine runs in this process (set VLLM_ENABLE_V1_MULTIPROCESSING=1 to put it into another), so a kill leaves nothing
-behind. The samples do not depend on `seed` alone: vLLM's batches depend on timing, so a second run gives other samples.
+behind. With tensor_parallel_size above 1 its workers are processes of their own, which end when this one does. The
+samples do not depend on `seed` alone: vLLM's batches depend on timing, so a second run gives other samples.
 """
 
 import logging
@@ -155,12 +156,24 @@ class VllmSampler:
                     request_of[name] = index
                 if not request_of:
                     return
-                for output in self.llm.step():
+                for output in self._step():
                     if output.finished:
                         yield request_of.pop(output.request_id), output.outputs  # type: ignore[misc]
         finally:
             if request_of:  # the caller left early
                 self.llm.abort_request(list(request_of))
+
+    def _step(self) -> list[Any]:
+        try:
+            return self.llm.step()
+        except RuntimeError as error:  # of a worker that died vLLM says "cancelled", or "Executor failed."
+            core = getattr(self.llm.engine_core, "engine_core", None)  # where the engine is in this process
+            if getattr(getattr(core, "model_executor", None), "is_failed", False):
+                raise TryAgain(
+                    "a process of vLLM's engine died, for want of memory or killed; run again to go on from the "
+                    "finished prompts"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Stop the engine and whatever processes it started, and give the memory back."""
