@@ -206,6 +206,8 @@ def train_dpo(
         problems.append(f"label_smoothing {label_smoothing}; expected at least 0 and less than 0.5")
     if label_smoothing and loss != "sigmoid":
         problems.append(f"label_smoothing {label_smoothing} with loss {loss}; it goes with loss sigmoid only")
+    if precompute_reference and processes > 1:  # TRL keeps them in a folder of the first process's own
+        problems.append(f"precompute_reference with {processes} processes; it goes with one process only")
     _check(
         len(pairs),
         len(kept),
