@@ -16,6 +16,7 @@ PYTHON := $(VENV)/bin/python
 FUZZ ?= parse_score parse_prompts jsonl parameters read_partial
 FUZZ_SECONDS ?= 600
 READY := $(VENV)/.ready-$(DEVICE)
+TRIVY ?= trivy
 FLOW := argo/templates/self-reward.yaml
 VALUES := helm/self-reward/values.schema.json
 
@@ -93,6 +94,17 @@ check: setup  ## Format, lint, types, shell scripts, generated files
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --schema $(VALUES) | diff $(VALUES) - || { echo '$(VALUES) is stale: make docs'; exit 1; }
+
+.PHONY: scan
+scan: setup  ## Trivy over images/ and all that the chart renders: nothing of high severity (TRIVY=path of trivy)
+	folder=$$(mktemp -d); trap 'rm -r "$$folder"' EXIT; \
+	for values in helm/self-reward/ci/*-values.yaml; do \
+	  $(VENV)/bin/helm template self-reward helm/self-reward --set checkArgo=false --values "$$values" > "$$folder/$${values##*/}" 2>"$$folder/log" \
+	    || { cat "$$folder/log"; exit 1; }; \
+	done; \
+	for place in "$$folder" images; do \
+	  $(TRIVY) config --quiet --skip-check-update --severity HIGH,CRITICAL --exit-code 1 "$$place"; \
+	done
 
 .PHONY: format
 format: setup  ## Format the code and mend what the linter can mend

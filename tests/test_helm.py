@@ -539,7 +539,7 @@ def test_only_the_proxy_reaches_the_server_and_only_stages_reach_the_proxy():
     spec = made["Deployment self-reward-oxen"]["spec"]
     assert spec["replicas"] == 1 and spec["strategy"] == {"type": "Recreate"}
     server, proxy = spec["template"]["spec"]["containers"]
-    assert "127.0.0.1" in server["command"] and "ports" not in server
+    assert {"name": "BIND_ADDRESS", "value": "127.0.0.1"} in server["env"] and "ports" not in server
     assert proxy["ports"] == [{"name": "http", "containerPort": 8080}]
     service = made["Service self-reward-oxen"]["spec"]
     assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
