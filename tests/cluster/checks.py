@@ -98,6 +98,7 @@ def bare(_everything_is_there):
             {
                 "image": VALUES["image"],
                 "parameters": {"base_model": "oxen:models/base", "train_gpus": 0, "generate_gpus": 0},
+                "oxenServer": {"enabled": False},
                 "cache": {"existingClaim": "no-such-claim"},
                 "secrets": {"existingSecret": "no-such-secret"},
                 "stages": {
