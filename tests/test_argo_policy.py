@@ -133,12 +133,11 @@ FAULTS = {
         lambda a: main(a).update(name="train"),
         lambda a: main(a).pop("workingDir"),
     ],
-    "fan_out_counts_up_and_ends_together": [
+    "fan_out_counts_up_and_survives_a_lost_pod": [
         lambda a: step(a, "divided", "shard").update(withSequence={"start": "0", "end": "3"}),
         lambda a: step(a, "divided", "shard").update(withParam="[1, 2]"),
         lambda a: step(a, "divided", "shard").update(withItems=[1, 2]),
-        lambda a: flows(a)["divided"].pop("failFast"),
-        lambda a: flows(a)["divided"].update(failFast=False),
+        lambda a: flows(a)["divided"].update(failFast=True),
         lambda a: flows(a)["divided"].pop("parallelism"),
         lambda a: flows(a)["iteration"].update(dag={"tasks": []}),
     ],
