@@ -212,6 +212,13 @@ OVERLAY = {
             "plan/container/env/HTTPS_PROXY/value": "http://proxy:3128",
         },
     ),
+    "environment that the file sets too": (
+        {"stages": {"train": {"env": [{"name": "OMP_NUM_THREADS", "value": "2"}]}}},
+        {
+            "train/container/env/OMP_NUM_THREADS/value": "2",
+            "train/container/env/OMP_NUM_THREADS/valueFrom/resourceFieldRef/resource": None,
+        },
+    ),
     "parallelism": ({"generateParallelism": 3}, {"run/templates/divided/parallelism": 3}),
     "queue": ({"queue": "gpus"}, {f"{leaf}/metadata/labels/kueue.x-k8s.io/queue-name": "gpus" for leaf in GPU}),
     "existing claim": (

@@ -132,7 +132,7 @@ def refused(place, seconds=90, **parameters):
 def test_a_run_succeeds_and_its_outputs_are_the_commits_in_the_server(place, done):
     commits = {message.replace(" ", "-"): commit for commit, message in log(place)}
     assert set(commits) == {f"M0-{stage}" for stage in STAGES}
-    assert outputs(done) == commits | {"commit": commits["M0-06_evaluate"], "stop": ""}
+    assert outputs(done) == commits | {"commit": commits["M0-07_export"], "stop": ""}
 
 
 def test_the_shards_ran_beside_each_other_and_no_pod_was_tried_twice(place, done):

@@ -117,7 +117,15 @@ changes is set in the parsed object, which is then written again.
 {{- range $name, $value := . }}{{ if not (kindIs "invalid" $value) }}{{ $_ := set $given $name $value }}{{ end }}{{ end -}}
 {{- end -}}
 {{- with $given.resources }}{{ $_ := set $container "resources" . }}{{ end -}}
-{{- with $given.env }}{{ $_ := set $container "env" (concat $container.env .) }}{{ end -}}
+{{- with $given.env -}}
+{{- $env := . -}}
+{{- range $variable := $container.env -}}
+{{- $again := false -}}
+{{- range $given.env }}{{ if eq .name $variable.name }}{{ $again = true }}{{ end }}{{ end -}}
+{{- if not $again }}{{ $env = append $env $variable }}{{ end -}}
+{{- end -}}
+{{- $_ := set $container "env" $env -}}
+{{- end -}}
 {{- with $given.nodeSelector }}{{ $_ := set $template "nodeSelector" . }}{{ end -}}
 {{- with $given.affinity }}{{ $_ := set $template "affinity" . }}{{ end -}}
 {{- with $given.tolerations }}{{ $_ := set $template "tolerations" (concat ($template.tolerations | default list) .) }}{{ end -}}
