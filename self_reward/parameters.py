@@ -12,6 +12,7 @@ Sources, later ones win: defaults, SELF_REWARD_PARAMETERS (a JSON list of {name,
 import argparse
 import difflib
 import json
+import itertools
 import math
 import os
 import re
@@ -30,6 +31,7 @@ BY_STEP = (
     "iteration",
     "revision",
     "commit_file",
+    "result_file",
     "stop_file",
     "shard",
     "sft_file",
@@ -77,7 +79,10 @@ class Run(Fields):
     force: bool = neutral(False)
     """Run the stage even when its result is there."""
     commit_file: str | None = neutral(None)
-    """File that receives the id of the commit that holds the stage's result."""
+    """File that receives the id of the commit that the next step reads: it holds the stage's result."""
+    result_file: str | None = neutral(None)
+    """File that receives the id of the commit that brought the stage's result: commit_file's, or an earlier one where
+    the result was there already and the stage is skipped."""
     stop_file: str | None = neutral(None)
     """File that receives the reason when a stop rule fires, and is empty otherwise."""
     cache_dir: str = neutral("~/.cache/self-reward", min_length=1)
@@ -584,7 +589,7 @@ def _folders(values: dict[str, Any]) -> list[str]:
     """What is wrong with the folders and files that a stage writes to outside the data repository."""
     found = []
     repository = None
-    for name in ("data_repo", "cache_dir", "work_dir", "commit_file", "stop_file"):
+    for name in ("data_repo", "cache_dir", "work_dir", "commit_file", "result_file", "stop_file"):
         if not values[name] or (name == "data_repo" and "://" in values[name]):
             continue
         try:
@@ -606,8 +611,9 @@ def _folders(values: dict[str, Any]) -> list[str]:
             found.append(f"{name} {values[name]} is a file; expected a folder")
         elif name.endswith("_file") and is_dir:
             found.append(f"{name} {values[name]} is a folder; expected a file")
-    if values["commit_file"] and values["commit_file"] == values["stop_file"]:
-        found.append(f"commit_file and stop_file are both {values['stop_file']}; give each a file of its own")
+    for one, other in itertools.combinations(("commit_file", "result_file", "stop_file"), 2):
+        if values[one] and values[one] == values[other]:
+            found.append(f"{one} and {other} are both {values[one]}; give each a file of its own")
     return found
 
 

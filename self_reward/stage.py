@@ -232,7 +232,7 @@ def _run_with(
     p: Any, name: str, work: Callable[[Any, Run], None], stop_rule: StopRule | None, merge: bool = False
 ) -> None:
     started = time.monotonic()
-    finish(p, "", "")  # also shows now, and not after hours, whether these files can be written
+    finish(p, "", "", "")  # also shows now, and not after hours, whether these files can be written
     shard = _shard(p, merge)
     store, work_dir = open_data_repo(p), _work_dir(p)
     snapshot = store.resolve(p.revision)
@@ -241,7 +241,7 @@ def _run_with(
     inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
     label = f"M{p.iteration} {name}" + (f" {p.shard}" if shard else "")
     if inputs.nothing_to_do:
-        finish(p, snapshot.commit, "")
+        finish(p, snapshot.commit, snapshot.commit, "")
         print(f"{label}  nothing to do ({inputs.nothing_to_do})  (commit {snapshot.commit})")
         return
     base = base_id(p, inputs, snapshot)
@@ -314,7 +314,7 @@ def _run_with(
             log.info("another process has committed this very result: %s", commit)
         if merge:
             shards.remove(store, key)
-        finish(p, commit, stopped)
+        finish(p, commit, commit, stopped)
         shutil.rmtree(folder, ignore_errors=True)
     counts = " ".join(f"{name}={value}" for name, value in run.counts.items())
     print(f"{label}  {time.monotonic() - started:.1f} s  {counts}  commit {commit}")
@@ -337,7 +337,7 @@ def _skip(p: Any, label: str, folder: Path, commit: str, made: str, stopped: str
     """The result is there: `commit` is to be read by the next stage, `made` is the one that brought the result."""
     _remove_unlocked(folder)  # what a process left that was killed after its commit
     log.info("done already: %s", made)
-    finish(p, commit, stopped)
+    finish(p, commit, made, stopped)
     print(f"{label}  skipped  (commit {made})")
 
 
@@ -554,9 +554,11 @@ def _in_words(counts: dict[str, Any]) -> str:
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3]) or "done"
 
 
-def finish(p: Any, commit: str, stopped: str) -> None:
-    """Tell the next step: the commit that it reads, and why no later one should run, or ''."""
+def finish(p: Any, commit: str, made: str, stopped: str) -> None:
+    """Tell the next step: the commit that it reads, the one that brought the result, why no later step should run, or
+    ''."""
     _write_small(p.stop_file, stopped)
+    _write_small(p.result_file, made)
     _write_small(p.commit_file, commit)
 
 

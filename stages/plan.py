@@ -59,7 +59,7 @@ def plan(p: parameters.Plan) -> None:
         if p.sft_file:
             Path(p.sft_file).parent.mkdir(parents=True, exist_ok=True)
             Path(p.sft_file).write_text(json.dumps(with_sft), encoding="utf-8")
-        stage.finish(p, snapshot.commit, "")
+        stage.finish(p, snapshot.commit, snapshot.commit, "")
         print(f"plan  iterations {p.start_iteration} to {last}, SFT in {with_sft or 'none'}  commit {snapshot.commit}")
         return
     given = sorted(p.model_fields_set - set(parameters.BY_STEP))

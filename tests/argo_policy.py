@@ -16,6 +16,7 @@ from tests.argo import Document
 # The programs of stages/ and who runs them: GPU or not is decided here and nowhere else
 GPU_LEAVES = {"train", "generate", "generate-shard"}
 CPU_LEAVES = {"plan", "fetch-model", "merge", "gen-preferences", "export"}
+TORCH_LEAVES = GPU_LEAVES | {"export"}
 GPU = "nvidia.com/gpu"
 TRY_AGAIN = {75, 137, 143}  # temporary failure, SIGKILL (also out of memory), SIGTERM; never 2, the user's error
 LOST = ("evict", "preempt", "shutdown", "pod deleted", "low on resource", "UnexpectedAdmission")
@@ -320,7 +321,7 @@ def stages_hand_on_commit_and_stop(documents: list[Document]) -> list[str]:
         arguments = leaf["container"].get("args", [])
         flags = dict(itertools.pairwise(arguments))
         outputs = {one["name"]: one["valueFrom"].get("path") for one in leaf.get("outputs", {}).get("parameters", ())}
-        wanted = {"plan": {"commit", "sft"}, "fetch-model": set()}.get(name, {"commit", "stop"})
+        wanted = {"plan": {"commit", "sft"}, "fetch-model": set()}.get(name, {"commit", "result", "stop"})
         if set(outputs) != wanted:
             found.append(f"{name}: outputs must be {wanted}; found {set(outputs)}")
         found += [
@@ -350,6 +351,9 @@ def the_environment_is_the_same_everywhere(documents: list[Document]) -> list[st
                 found.append(f"{name}: {token} from the secret")
             if token == "HF_TOKEN" and reference.get("optional") is not True:
                 found.append(f"{name}: HF_TOKEN is optional")
+        cores = given.get("OMP_NUM_THREADS", {}).get("valueFrom", {}).get("resourceFieldRef", {}).get("resource")
+        if name in TORCH_LEAVES and cores != "requests.cpu":
+            found.append(f"{name}: OMP_NUM_THREADS, without which two pods on a node slow each other down tenfold")
         found += [f"{name}: {one} is given as a value" for one in given
                   if "TOKEN" in one and "value" in given[one]]  # fmt: skip
     found += [f"parameter {one}: a secret?" for one in argo.run_parameters(documents)

@@ -28,13 +28,11 @@ def walk(documents, *, start=0, iterations=1, sft=(0,), shards=1, stop=None, exp
         assert inputs["revision"] == head, (program, inputs)
         ran.append((f"merge {program}" if template == "merge" else program, inputs.get("iteration", ""), shard))
         if shard or template == "fetch-model":  # a shard has a branch of its own
-            return {"commit": f"of shard {shard}", "stop": ""}
-        head = f"c{len(ran)}"
-        wanted[f"M{inputs['iteration']}-{program}"] = head
-        if template != "export":
-            wanted["commit"] = head
+            return {"commit": f"of shard {shard}", "result": f"of shard {shard}", "stop": ""}
+        head = wanted["commit"] = f"c{len(ran)}"
+        result = wanted[f"M{inputs['iteration']}-{program}"] = f"r{len(ran)}"
         wanted["stop"] = "too few pairs" if stop == (program, int(inputs["iteration"])) else ""
-        return {"commit": head, "stop": wanted["stop"]}
+        return {"commit": head, "result": result, "stop": wanted["stop"]}
 
     given = {
         "start_iteration": str(start), "iterations": str(iterations), "shards": str(shards),
@@ -106,7 +104,7 @@ def given(documents, flow, name, argument):
 
 FAULTS = [
     # after a stop rule the loop went on: in a first version of these files
-    lambda d: [one["outputs"]["parameters"][1]["valueFrom"].update(default="") for n, one in leaves(d).items()
+    lambda d: [one["outputs"]["parameters"][2]["valueFrom"].update(default="") for n, one in leaves(d).items()
                if n not in ("plan", "fetch-model")],
     lambda d: step(d, "main", "export").pop("when"),
     lambda d: step(d, "iteration", "learn").pop("when"),
@@ -127,10 +125,14 @@ FAULTS = [
         expression="steps.preferences.outputs.parameters.commit"),
     lambda d: flows(d)["iteration"]["outputs"]["parameters"][0]["valueFrom"].update(
         expression="steps.scores.outputs.parameters.stop"),
-    lambda d: flows(d)["divided"]["outputs"]["parameters"][1].pop("globalName"),
-    lambda d: leaves(d)["train"]["outputs"]["parameters"][0].update(globalName="{{inputs.parameters.stage}}"),
+    lambda d: flows(d)["divided"]["outputs"]["parameters"][2].pop("globalName"),
+    lambda d: leaves(d)["train"]["outputs"]["parameters"][1].update(globalName="{{inputs.parameters.stage}}"),
     lambda d: flows(d)["divided"]["outputs"]["parameters"][1]["valueFrom"].update(
         expression="steps.whole.outputs.parameters.commit"),
+    lambda d: flows(d)["divided"]["outputs"]["parameters"][2]["valueFrom"].update(
+        expression="steps.merge?.outputs?.parameters?.commit ?? steps.whole.outputs.parameters.commit"),
+    lambda d: flows(d)["main"]["outputs"]["parameters"][1]["valueFrom"].update(
+        expression="steps.loop.outputs.parameters.commit"),
 ]  # fmt: skip
 
 

@@ -151,7 +151,8 @@ def test_every_leaf_runs_and_hands_on_what_the_next_needs(place, done):
     assert [pod.template for pod in place.pods[: len(ORDER)]] == ORDER
     for pod in place.pods[: len(ORDER)]:
         if pod.template not in ("plan", "fetch-model"):
-            assert pod.outputs["stop"] == "" and len(pod.outputs["commit"]) > 20
+            assert pod.outputs["stop"] == "" and pod.outputs["result"] == pod.outputs["commit"]
+            assert len(pod.outputs["commit"]) > 20
         assert pod.ended.said == ""
     assert json.loads(place.pods[0].outputs["sft"]) == [0]
 
@@ -170,10 +171,16 @@ def test_the_base_model_and_partial_results_are_in_the_cache(place, done):
 
 
 def test_a_stage_that_is_done_is_skipped_with_the_same_outputs(place, done):
+    """What the next stage reads is the newest commit; what the workflow says is the one that brought the result."""
     head = place.store.resolve().head
+    pod = place.pod("train", {"stage": "05_dpo", "iteration": "0", "revision": head})
+    assert pod.ended.returncode == 0, pod.ended.stderr
+    assert "skipped" in pod.ended.stdout
+    assert pod.outputs == {"commit": head, "result": done["M0-05_dpo"], "stop": ""} and head != done["M0-05_dpo"]
     pod = place.pod("train", {"stage": "05_dpo", "iteration": "0", "revision": done["M0-04_gen_preferences"]})
     assert pod.ended.returncode == 0, pod.ended.stderr
-    assert "skipped" in pod.ended.stdout and pod.outputs["stop"] == ""
+    assert "skipped" in pod.ended.stdout
+    assert pod.outputs == {"commit": done["M0-05_dpo"], "result": done["M0-05_dpo"], "stop": ""}
     assert place.store.resolve().head == head
 
 

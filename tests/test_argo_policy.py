@@ -228,6 +228,7 @@ FAULTS = {
         lambda a: drop(leaves(a)["train"]["outputs"]["parameters"], "stop"),
         lambda a: leaves(a)["plan"].pop("outputs"),
         lambda a: main(a)["args"].remove("--commit_file"),
+        lambda a: main(a)["args"].remove("--result_file"),
         lambda a: main(a)["args"].remove("--revision"),
         lambda a: main(a, "merge")["args"].remove("--iteration"),
         lambda a: main(a)["args"].__setitem__(main(a)["args"].index("{{inputs.parameters.revision}}"), "main"),
@@ -236,6 +237,7 @@ FAULTS = {
     "the_environment_is_the_same_everywhere": [
         *(lambda a, name=name: drop(main(a)["env"], name)
           for name in ("SELF_REWARD_PARAMETERS", "TERMINATION_LOG", "OXEN_TOKEN", "HF_TOKEN")),
+        lambda a: env(a, "OMP_NUM_THREADS")["valueFrom"]["resourceFieldRef"].update(resource="limits.cpu"),
         lambda a: env(a, "HF_TOKEN")["valueFrom"]["secretKeyRef"].pop("optional"),
         lambda a: main(a)["env"].append({"name": "EVALUATOR_TOKEN", "value": "x"}),
         lambda a: run(a)["arguments"]["parameters"].append({"name": "oxen_token", "value": ""}),

@@ -102,13 +102,13 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
     (tmp_path / "data").mkdir()
     found = problems_of(
         "--data_repo", f"{tmp_path}/data", "--cache_dir", f"{tmp_path}/data/cache", "--work_dir", f"{tmp_path}/file",
-        "--commit_file", str(tmp_path), "--stop_file", str(tmp_path),
+        "--commit_file", str(tmp_path), "--stop_file", str(tmp_path), "--result_file", f"{tmp_path}/data/result",
     )  # fmt: skip
     assert [problem.partition(f" {tmp_path}")[0] for problem in found] == [
-        "cache_dir", "work_dir", "commit_file", "stop_file", "commit_file and stop_file are both",
+        "cache_dir", "work_dir", "commit_file", "result_file", "stop_file", "commit_file and stop_file are both",
     ]  # fmt: skip
     for problem, word in zip(
-        found, ("inside the data", "is a file", "is a folder", "is a folder", "each"), strict=True
+        found, ("inside the data", "is a file", "is a folder", "inside the data", "is a folder", "each"), strict=True
     ):
         assert word in problem
     assert problems_of("--cache_dir", f"{tmp_path}/file/x/y") == [

@@ -69,13 +69,13 @@ def leftovers(repo: Path) -> list[Path]:
 
 
 def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
-    commit_file, stop_file = tmp_path / "commit", tmp_path / "stop"
-    flags = ("--commit_file", str(commit_file), "--stop_file", str(stop_file))
+    commit_file, result_file, stop_file = tmp_path / "commit", tmp_path / "result", tmp_path / "stop"
+    flags = ("--commit_file", str(commit_file), "--result_file", str(result_file), "--stop_file", str(stop_file))
     code, out, err = run(repo, *flags)
     assert code == 0, err
     commit = commit_file.read_text()
     assert out.count("\n") == 1 and out.startswith("M0 04_gen_preferences  ") and "pairs=2" in out and commit in out
-    assert stop_file.read_text() == "" and not leftovers(repo)
+    assert stop_file.read_text() == "" and result_file.read_text() == commit and not leftovers(repo)
     assert (repo / PREFERENCES).read_text() == '{"a": 1} 0.0\n{"a": 2} 0.0\n'
     manifest = json.loads((repo / MANIFEST).read_text())
     assert manifest["inputs"]["scores"]["M0/generated/scores.jsonl"] == sha256(repo / "M0/generated/scores.jsonl")
@@ -86,9 +86,10 @@ def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
     assert log_of(repo) == ["M0 04_gen_preferences: 2 pairs", "user data: M0/generated/scores.jsonl"]
 
     commit_file.unlink()
+    result_file.unlink()
     code, out, err = run(repo, *flags, body="raise RuntimeError('not skipped')")
     assert (code, out) == (0, f"M0 04_gen_preferences  skipped  (commit {commit})\n"), err
-    assert commit_file.read_text() == commit and f"done already: {commit}" in err
+    assert commit_file.read_text() == result_file.read_text() == commit and f"done already: {commit}" in err
     assert len(log_of(repo)) == 2
 
 

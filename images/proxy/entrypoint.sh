@@ -23,6 +23,8 @@ if printf %s "$token" | LC_ALL=C grep -q '[^!-~]' || [ "$(printf %s "$token" | w
   fail "the token holds a space, a line break or a character that is not ASCII, which no header can carry"
 fi
 
+[ "${#token}" -le 1000 ] || fail "the token has ${#token} characters; expected 1000 at most"
+
 # Each byte as \xNN, so that no character of the token means anything to nginx or in a regular expression, and upper and
 # lower case differ, as they do not in nginx's comparisons of whole strings. printf is part of the shell: the token is
 # in no list of processes.
