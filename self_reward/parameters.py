@@ -11,8 +11,8 @@ Sources, later ones win: defaults, SELF_REWARD_PARAMETERS (a JSON list of {name,
 
 import argparse
 import difflib
-import json
 import itertools
+import json
 import math
 import os
 import re
