@@ -208,10 +208,10 @@ def test_a_stop_rule_ends_the_run_well_and_says_why(place, done):
 
 def test_a_generation_pod_that_is_deleted_is_replaced_and_nothing_is_committed_twice(place, done):
     before = log(place)
-    name = place.submit(iterations="1", seed="3")
+    name = place.submit(iterations="1", seed="3", judge_votes="64")  # so many that the pod is lost before it is done
 
     def generating(workflow):
-        one = node(workflow, "generate-shard", stage="02_gen_responses", shard="0/2")
+        one = node(workflow, "generate-shard", stage="03_gen_scores", shard="0/2")
         return one and [n for n in tries(workflow, one) if n["phase"] == "Running"]
 
     workflow = place.wait(name, 900, generating)
@@ -221,7 +221,7 @@ def test_a_generation_pod_that_is_deleted_is_replaced_and_nothing_is_committed_t
     client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, place.name)
     workflow = place.wait(name, 1200)
     assert workflow["status"]["phase"] == "Succeeded", told(workflow)
-    assert len(tries(workflow, node(workflow, "generate-shard", stage="02_gen_responses", shard="0/2"))) == 2
+    assert len(tries(workflow, node(workflow, "generate-shard", stage="03_gen_scores", shard="0/2"))) == 2
     made = log(place)[: -len(before)]
     assert sorted(message for _, message in made) == sorted(f"M0 {stage}" for stage in STAGES)
     assert {commit for commit, _ in made} < set(outputs(workflow).values())
