@@ -127,12 +127,12 @@ LOAD ?= $(if $(KIND_CLUSTER),kind load docker-image --name $(KIND_CLUSTER))
 # Without SERVER_BINARY oxen-server is built from its crate, which takes 45 minutes on two cores.
 .PHONY: build-images
 build-images:  ## Build the images (DEVICE=cpu|gpu IMAGES="data model" TAG=... ENGINE=docker|podman|buildah SERVER_BINARY=path)
-	trap 'rm -f images/oxen-server/oxen-server' EXIT; \
 	engine=$(or $(ENGINE),$(error $(NO_ENGINE))); tag=$(TAG); revision=$(shell git rev-parse HEAD)$(DIRTY); \
 	for name in $(IMAGES); do \
 	  flags=(--build-arg "REVISION=$$revision"); \
 	  if [[ $$name == model ]]; then flags+=(--build-arg DEVICE=$(DEVICE)); fi; \
 	  if [[ $$name == oxen-server && -n "$(SERVER_BINARY)" ]]; then \
+	    trap 'rm -f images/oxen-server/oxen-server' EXIT; \
 	    install "$(SERVER_BINARY)" images/oxen-server/oxen-server; \
 	    flags+=(--build-arg BUILDER=docker.io/library/debian:bookworm-slim); \
 	  fi; \

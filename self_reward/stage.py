@@ -526,6 +526,8 @@ def _manifest(
             entry = index.hash_file(run.folder / "outputs" / file)
             outputs[file] = {"sha256": entry.sha256, "xxh3": entry.blob, "size": entry.size}
     versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
+    if revision := os.environ.get("SELF_REWARD_REVISION"):  # of the image
+        versions["revision"] = revision
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

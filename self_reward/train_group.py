@@ -18,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+DISK_FULL = 75  # exit code of a process that could not write why it ended
 LAST_WORDS_SECONDS = 3.0  # in which the others may say what they know when one has failed
 PASSED_BY = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGBUS)  # nobody's bug: memory, eviction, a person
 
@@ -70,11 +72,12 @@ def run(
 
 def environment(rank: int, processes: int) -> dict[str, str]:
     """The environment of process `rank`: its place in the group, and its share of the cores."""
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    cores = os.environ.get("OMP_NUM_THREADS", "")  # in a cluster what the pod asks for
+    threads = (int(cores) if cores.isdecimal() else len(os.sched_getaffinity(0))) // processes
     return {
-        "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
         **os.environ,
+        "OMP_NUM_THREADS": str(max(1, threads)),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -170,6 +173,9 @@ def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
         raise RuntimeError(
             f"process {rank} of {len(children)} of this training was ended by {name}:\n{_tail(folder, rank)}"
         )
+    full = any(child.returncode == DISK_FULL for child in children)
+    if full and (error is None or error["kind"] not in ("user", "again")):
+        raise TryAgain(disk.in_words(folder))
     if error is None:
         rank = next(rank for rank, child in enumerate(children) if child.returncode)
         code = children[rank].returncode

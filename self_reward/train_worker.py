@@ -4,6 +4,7 @@ Run     python -m self_reward.train_worker FOLDER PARENT   (RANK, WORLD_SIZE and
 """
 
 import ctypes
+import datetime
 import json
 import logging
 import os
@@ -18,6 +19,9 @@ from self_reward import disk, train_group
 from self_reward.errors import TryAgain, UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# How long the others wait for one that loads or saves; NCCL's own ten minutes are too short for large checkpoints on a
+# slow volume. One that is dead is seen by the stage.
+PATIENCE = datetime.timedelta(hours=2)
 
 
 def main(folder: Path, parent: int) -> int:
@@ -43,8 +47,13 @@ def main(folder: Path, parent: int) -> int:
     except Exception as error:
         found = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
         part = folder / f"error-{rank}.part"
-        part.write_text(json.dumps(found, default=str), encoding="utf-8")
-        part.rename(folder / f"error-{rank}.json")
+        try:
+            part.write_text(json.dumps(found, default=str), encoding="utf-8")
+            part.rename(folder / f"error-{rank}.json")
+        except OSError as untold:
+            if disk.is_full(untold):  # the error, too, may be that the disk is full
+                _exit(train_group.DISK_FULL)
+            raise
         _exit(1)
     _exit(0)
     return 0
@@ -60,7 +69,11 @@ def join(meeting: Path) -> None:
     if gpu:
         torch.cuda.set_device(rank)
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpu else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=processes,
+        timeout=PATIENCE,
     )
 
 

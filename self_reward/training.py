@@ -591,9 +591,9 @@ def _in_processes(function: str, call: dict[str, Any], micro_batch_size: int) ->
         work = Path(folder)
         call["checkpoint_dir"] = work
         call["checkpoint_steps"] = call["checkpoint_steps"] if checkpoint_dir else None
-        _last_checkpoint(work, sharded=torch.cuda.is_available())  # one process removes what is of no use
 
         def attempt(micro: int) -> dict[str, Any]:
+            _last_checkpoint(work, sharded=torch.cuda.is_available())  # one process removes what is of no use
             return train_group.run(function, folder=work / "group", **call | {"micro_batch_size": micro})
 
         metrics: dict[str, Any] = with_smaller_batches(attempt, micro_batch_size)
@@ -627,9 +627,7 @@ def _last_checkpoint(work: Path, sharded: bool) -> Path | None:
         elif (folder / "pytorch_model_fsdp.bin").is_file() != sharded:
             log.warning("%s is of a training with another number of GPUs, which cannot be gone on from", folder.name)
             shutil.rmtree(folder)
-        elif sharded and _at_end(
-            folder
-        ):  # going on from there takes a step too many; a sharded one cannot be loaded alone
+        elif sharded and _at_end(folder):  # going on from there takes a step too many, and it cannot be loaded alone
             shutil.rmtree(folder)
         else:
             whole.append(folder)

@@ -148,6 +148,59 @@ def test_shell_scripts_are_executable_posix_and_clean():
         assert (checked.returncode, checked.stdout) == (0, "")
 
 
+def run_lines(name: str) -> str:
+    return "\n".join(" ".join(line) for line in instructions((ROOT / f"images/{name}/Dockerfile").read_text()))
+
+
+def test_the_images_hold_what_their_pods_run():
+    for name in ("data", "model"):
+        lines = run_lines(name).splitlines()
+        assert {'ENTRYPOINT ["python"]', "WORKDIR /app"} <= set(lines)
+        copied = {f"COPY {folder} {folder}" for folder in ("self_reward", "stages", "presets", "demo")}
+        assert {*copied, "COPY images/self-reward /usr/local/bin/self-reward"} <= set(lines)
+        assert any("PYTHONPATH=/app" in line for line in lines)
+    assert re.search(r'"\$DEVICE" = gpu .* gcc libc6-dev; *else .* libnuma1;', run_lines("model"))
+    assert "STOPSIGNAL SIGQUIT" in run_lines("proxy")
+    assert "BIND_ADDRESS=127.0.0.1" in run_lines("oxen-server")
+    for script in SHELL_SCRIPTS:  # a shell in between would keep signals from the program
+        assert script.read_text().splitlines()[-1].startswith("exec "), script
+
+
+# ---- make
+
+
+def make(folder: Path, *words: str) -> list[str]:
+    """The engine's commands; `echo` stands for an engine, and its name for that of podman or buildah."""
+    shutil.copy(ROOT / "Makefile", folder)
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    alone = {"PATH": os.environ["PATH"], "HOME": str(folder)}  # without what a `make test` around this hands down
+    ended = subprocess.run(["make", "--silent", *words], cwd=folder, env=alone, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_make_builds_pushes_and_loads_the_images(tmp_path):
+    given = tmp_path / "images/oxen-server/oxen-server"
+    given.parent.mkdir(parents=True)
+    given.write_text("put there by hand")
+    built = make(tmp_path, "build-images", "ENGINE=echo", "TAG=v1", "DEVICE=gpu")
+    assert [line.split()[-2] for line in built] == [f"localhost/self-reward/{n}:v1" for n in NAMES]
+    assert ["--build-arg DEVICE=gpu" in line for line in built] == [name == "model" for name in NAMES]
+    assert given.read_text() == "put there by hand"
+
+    (tmp_path / "program").write_text("another")
+    (built,) = make(tmp_path, "build-images", "ENGINE=echo", "IMAGES=oxen-server", f"SERVER_BINARY={tmp_path}/program")
+    assert "BUILDER=docker.io/library/debian:bookworm-slim" in built and not given.exists()
+
+    pushed = make(tmp_path, "push-images", "ENGINE=echo", "TAG=v1", "IMAGES=data", "REGISTRY=example.org/me")
+    assert pushed == [
+        "tag localhost/self-reward/data:v1 example.org/me/self-reward/data:v1",
+        "push example.org/me/self-reward/data:v1",
+    ]
+    loaded = make(tmp_path, "load-images", "ENGINE=echo", "TAG=v1", "IMAGES=data", "LOAD=echo to the nodes")
+    assert loaded == ["to the nodes localhost/self-reward/data:v1"]
+
+
 # ---- What is sent to a build, and what is installed
 
 

@@ -283,6 +283,47 @@ def test_a_full_gpu_starts_all_processes_again_with_half_the_micro_batch(model, 
     assert metrics["processes"] == 2
 
 
+def test_what_a_process_left_that_found_the_gpu_full_is_removed_by_one_process(model, tmp_path, monkeypatch):
+    def run(function, *rest, micro_batch_size, checkpoint_dir, **more):
+        assert not list(checkpoint_dir.iterdir())
+        if micro_batch_size > 1:
+            (checkpoint_dir / "checkpoint-3").mkdir()  # cut short
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"steps": 1}
+
+    monkeypatch.setattr(train_group, "run", run)
+    (tmp_path / "partial").mkdir()
+    assert train("sft", model, tmp_path / "out", "full", processes=2, checkpoint_dir=tmp_path / "partial")["steps"] == 1
+
+
+def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
+    (tmp_path / "error-0.part").symlink_to("/dev/full")
+    command = [sys.executable, "-m", "self_reward.train_worker", str(tmp_path), str(os.getpid())]
+    environment = train_group.environment(0, 2) | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)  # without call.json it fails
+    child.communicate(timeout=60)
+    with pytest.raises(TryAgain, match=f"disk is full: {tmp_path}"):
+        train_group._raise_why(tmp_path, [child])
+
+
+def test_the_others_wait_while_one_process_saves(tmp_path, monkeypatch):
+    """Ten minutes are what NCCL waits if it is not told."""
+    told = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *words, **more: told.update(more))
+    for name, value in train_group.environment(1, 2).items():
+        monkeypatch.setenv(name, value)
+    train_worker.join(tmp_path / "meeting")
+    assert told["timeout"].total_seconds() > 3600 and (told["rank"], told["world_size"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "each"), [("8", 2, "4"), ("8", 3, "2"), ("1", 4, "1"), ("4,2", 9999, "1")]
+)
+def test_the_processes_share_the_cores_that_the_stage_may_use(monkeypatch, given, processes, each):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert train_group.environment(0, processes)["OMP_NUM_THREADS"] == each
+
+
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(model, tmp_path):
     with pytest.raises(UserError, match="batch size 8 cannot be divided by 3 processes .*such as 9"):
         train("sft", model, tmp_path / "out", "full", processes=3)

@@ -93,6 +93,12 @@ def test_a_stage_commits_once_and_is_skipped_after_that(repo, tmp_path):
     assert len(log_of(repo)) == 2
 
 
+def test_the_manifest_has_the_revision_of_the_image(repo, monkeypatch):
+    monkeypatch.setenv("SELF_REWARD_REVISION", "abc-dirty")
+    assert run(repo)[0] == 0
+    assert json.loads((repo / MANIFEST).read_text())["versions"]["revision"] == "abc-dirty"
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
