@@ -91,6 +91,8 @@ def test_patches_are_merged_by_name_with_the_parameters_in_their_places():
         {"name": "main", **container, "resources": {"limits": {"memory": "1Gi", "gpu": "2"}}},
     ]
     assert one.spec["nodeSelector"] == {"disk": "ssd"}
+    (one,) = made({"podSpecPatch": "nodeSelector: {disk: hdd}"}, podSpecPatch="nodeSelector: {disk: ssd}")
+    assert one.spec["nodeSelector"] == {"disk": "hdd"}
 
 
 @pytest.mark.parametrize("patch", ['{"a": {{= 1 }}}', "just text", '{"containers": [{"name": "main", "x": "{{=1}}"}]}'])
@@ -322,6 +324,19 @@ def test_all_that_a_bare_namespace_lacks_is_said_at_once_nodes_first(place):
         "ResourceQuota q",
     ]
     assert "a has 2 nvidia.com/gpu" in problems[0]
+
+
+def test_config_maps_and_what_the_namespace_limits_are_looked_at_too(place):
+    leaf = next(
+        one for one in place.objects[f"{FLOWS}/self-reward-stages"]["spec"]["templates"] if one["name"] == "merge"
+    )
+    leaf["container"]["env"].append({"name": "A", "valueFrom": {"configMapKeyRef": {"name": "texts", "key": "a"}}})
+    limits = {"type": "Container", "max": {"memory": "1Gi"}, "defaultRequest": {"example.org/part": "1"}}
+    place.put(f"{INSIDE}/limitranges/l", spec={"limits": [limits]})
+    problems, notes = place.look()
+    assert not notes and "asks for 1 example.org/part, and no node" in problems[0]
+    assert "ConfigMap texts is missing (merge want a of it)" in problems
+    assert problems[-1].startswith("a LimitRange allows 1 GiB of memory a container; fetch-model, train")
 
 
 def test_nodes_are_not_asked_for_where_an_autoscaler_makes_them(place):

@@ -6,7 +6,10 @@ test_argo_policy.py; here is what each value does, and that it does nothing else
 
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 import tarfile
 from functools import cache
 
@@ -17,6 +20,7 @@ import yaml
 import self_reward
 from self_reward import parameters
 from tests import argo
+from tests.fake_oxen import FakeOxen
 
 CHART = argo.CHART
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -541,6 +545,82 @@ def test_stages_may_report_their_result_and_nothing_else():
     assert not any(name.startswith("ClusterRole") for name in objects({"rbac": {"nodes": False}}))
 
 
+def test_each_account_has_its_own_roles_and_no_other():
+    made = objects({"serviceAccounts": {"stages": "runner", "plan": "planner"}})
+    bindings = {
+        name: (one["roleRef"]["kind"], one["roleRef"]["name"], one["subjects"][0]["name"], len(one["subjects"]))
+        for name, one in made.items()
+        if "Binding" in name
+    }
+    assert bindings == {
+        "RoleBinding self-reward": ("Role", "self-reward", "runner", 1),
+        "RoleBinding self-reward-plan": ("Role", "self-reward-plan", "planner", 1),
+        "ClusterRoleBinding self-reward-plan-somewhere": ("ClusterRole", "self-reward-plan-somewhere", "planner", 1),
+    }
+
+
+def test_the_program_of_helm_test_finds_what_is_wrong():
+    container = objects({"oxenServer": {"enabled": True}})["Pod self-reward-test"]["spec"]["containers"][0]
+    assert container["command"] == ["python", "-c"]
+
+    def ended(address, token):
+        given = {"OXEN_SERVER": address, "OXEN_TOKEN": token, "PYTHONPATH": str(argo.ROOT)}
+        return subprocess.run(
+            [sys.executable, "-c", *container["args"]], cwd=argo.ROOT, env=given, capture_output=True, text=True
+        )
+
+    with FakeOxen(token="right") as server:
+        good, bad = ended(f"{server.url}/api/version", "right"), ended(f"{server.url}/api/version", "other")
+    assert good.returncode == 0 and good.stdout.count("as expected") == 3, good.stderr
+    assert bad.returncode == 1 and "with the token: expected HTTP 200, got 401" in bad.stderr
+
+
+# ---- the notes
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    """What NOTES.txt says with these values; without a cluster `helm install` does not get as far as showing it."""
+    chart = tmp_path_factory.mktemp("notes") / "self-reward"
+    shutil.copytree(CHART, chart)
+    shutil.move(chart / "templates/NOTES.txt", chart)
+    (chart / "templates/notes.yaml").write_text('text: {{ tpl (.Files.Get "NOTES.txt") . | toJson }}\n')
+
+    def said(values):
+        ended = template(values, "--show-only", "templates/notes.yaml", chart=chart)
+        assert ended.returncode == 0, ended.stderr
+        (document,) = argo.load(ended.stdout)
+        return document["text"]
+
+    return said
+
+
+@pytest.mark.parametrize("values", argo.charts())
+def test_the_notes_name_what_there_is(notes, values):
+    given = yaml.safe_load((CHART / "ci" / values).read_text()) if values else {}
+    text, made = notes(given), objects(given)
+    makefile = (argo.ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"\bmake ([a-z-]+)", text))
+    assert set(re.findall(r"-p (\w+)=", text)) <= {p["name"] for p in parameters.for_argo()}
+    paths = re.findall(r"\b((?:argo|docs)/[\w.-]+\w)", text)
+    assert paths and all((argo.ROOT / path).exists() for path in paths)
+    services = re.findall(r"service/([\w-]+) \d+:(\d+)", text)
+    assert [f"Service {name}" in made and port for name, port in services] == ["80"] * (
+        "Service self-reward-oxen" in made and not given.get("parameters", {}).get("data_repo")
+    )
+    kept = {
+        n.split()[1] for n, one in made.items() if "helm.sh/resource-policy" in one["metadata"].get("annotations", {})
+    }
+    assert set(re.findall(r"persistentvolumeclaim/([\w-]+)", text)) == kept
+    assert set(re.findall(r" secret ([\w-]+)", text)) <= {
+        given.get("secrets", {}).get("existingSecret") or "self-reward"
+    }
+    assert "somewhere" in text and "<no value>" not in text
+    for line in text.splitlines():
+        if re.search(r"^ +(argo|kubectl|helm) ", line):
+            assert "somewhere" in line, line
+    for words in re.findall(r"self-reward data (\w+)", text):
+        assert words in ("ls", "get", "log", "diff", "put")
+
+
 def test_only_the_proxy_reaches_the_server_and_only_stages_reach_the_proxy():
     made = objects({"oxenServer": {"enabled": True, "allowFrom": [{"namespaceSelector": {}}]}})
     spec = made["Deployment self-reward-oxen"]["spec"]
@@ -550,6 +630,11 @@ def test_only_the_proxy_reaches_the_server_and_only_stages_reach_the_proxy():
     assert proxy["ports"] == [{"name": "http", "containerPort": 8080}]
     service = made["Service self-reward-oxen"]["spec"]
     assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    # a busy server is not to be killed
+    assert (proxy["livenessProbe"]["httpGet"]["path"], proxy["readinessProbe"]["httpGet"]["path"]) == (
+        "/healthz",
+        "/readyz",
+    )
     labels = spec["template"]["metadata"]["labels"]
     assert labels.items() >= service["selector"].items() and labels.items() >= spec["selector"]["matchLabels"].items()
 
@@ -573,6 +658,11 @@ def test_only_the_proxy_reaches_the_server_and_only_stages_reach_the_proxy():
         ({}, {53, 443, 6443}),
         ({"oxenServer": {"enabled": True}}, {53, 443, 6443, 8080}),
         ({"parameters": {"data_repo": "oxen+http://oxen.example.org:3000/a/b"}}, {53, 443, 6443, 3000}),
+        ({"parameters": {"data_repo": "oxen+http://oxen.example.org/a/b"}}, {53, 443, 6443, 80}),
+        (
+            {"parameters": {"data_repo": "oxen+http://self-reward-oxen/a/b"}, "oxenServer": {"enabled": True}},
+            {53, 443, 6443, 8080},
+        ),
         ({"parameters": {"data_repo": "oxen://oxen.example.org/a/b:7/"}}, {53, 443, 6443}),
         ({"networkPolicy": {"ports": [443], "extraEgress": [{"ports": [{"port": 3128}]}]}}, {53, 443, 3128}),
     ],
@@ -582,6 +672,7 @@ def test_stages_reach_what_they_need_and_nobody_reaches_them(values, ports):
     policy = objects(values)["NetworkPolicy self-reward"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"] and "ingress" not in policy
     assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == ports
+    assert all("to" in rule for rule in policy["egress"] if {"port": 8080, "protocol": "TCP"} in rule["ports"])
     pods = argo.run(rendered())["podMetadata"]["labels"]
     assert pods.items() >= policy["podSelector"]["matchLabels"].items()
     assert pods["app.kubernetes.io/component"] in policy["podSelector"]["matchExpressions"][0]["values"]
