@@ -85,7 +85,7 @@ test-disk: setup  ## A full disk at every write of every stage, about an hour (D
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.disk_full --keep_going $(DISK_ARGS)
 
 .PHONY: check
-check: setup  ## Format, lint, types, shell scripts, generated files
+check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated files
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
