@@ -106,9 +106,13 @@ def by_two(model, tmp_path_factory) -> Path:
         subprocess.Popen(command, env=train_group.environment(rank, 2) | one_thread, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in started:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    try:
+        for process in started:
+            _, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error
+    finally:
+        for process in started:
+            process.kill()
     return folder
 
 
@@ -148,33 +152,29 @@ def test_the_first_process_alone_writes_and_what_it_writes_is_what_one_process_w
 # ---- kills
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_multi_gpu as t
-t.train("sft", Path(sys.argv[2]), Path(sys.argv[3]) / "out", "full", 40, max_steps=30, checkpoint_steps=3,
-        checkpoint_dir=Path(sys.argv[3]) / "partial", processes=2, progress=lambda done, *rest: print(done, flush=True))
+t.train("sft", Path(sys.argv[2]), Path(sys.argv[3]) / "out", "full", 40, max_steps=60, checkpoint_steps=3,
+        checkpoint_dir=Path(sys.argv[3]) / "partial", processes=2,
+        progress=lambda done, *rest: done > 8 and os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
 def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(model, tmp_path, caplog):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: str(tmp_path)}
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(model), str(tmp_path)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    for line in process.stdout:
-        if int(line) >= 8:
-            process.kill()  # the parent alone: its children must not go on
-            break
-    assert process.wait() == -signal.SIGKILL
+    # the parent alone is killed: its children must not go on
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert gone(str(tmp_path), 5)
     partial = tmp_path / "partial"
     last = max(
         int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / training.COMPLETE).exists()
     )
-    assert 6 <= last < 30 and not (tmp_path / "out").exists()
+    assert 6 <= last < 60 and not (tmp_path / "out").exists()
 
-    options = {"count": 40, "max_steps": 30, "checkpoint_steps": 3}
+    options = {"count": 40, "max_steps": 60, "checkpoint_steps": 3}
     train("sft", model, tmp_path / "whole", "full", **options)
     for processes in (2, 1):
         kept = tmp_path / f"partial-{processes}"
@@ -187,7 +187,7 @@ def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(mod
             )  # fmt: skip
         assert f"going on from checkpoint-{last}" in caplog.text
         caplog.clear()
-        assert seen[0] > last and seen[-1] == 30
+        assert seen[0] > last and seen[-1] == 60
         assert largest_difference(tmp_path / f"by-{processes}", tmp_path / "whole") < 2e-6
     assert not (tmp_path / "partial-2/group").exists()
 
@@ -204,7 +204,7 @@ def test_a_process_that_is_killed_ends_the_training_at_once_with_try_again(model
 
     with pytest.raises(TryAgain, match="process 1 of 2 of this training was ended by SIGKILL"):
         train("dpo", model, tmp_path / "out", "lora", max_steps=5000, processes=2, progress=kill_one)
-    assert time.monotonic() - killed_at[0] < 6
+    assert time.monotonic() - killed_at[0] < 20  # and not the minutes of 5,000 steps
     assert not (tmp_path / "out").exists()
 
 
