@@ -469,6 +469,12 @@ def test_it_does_not_start_without_a_token_that_a_header_can_carry(token, said, 
     assert "cret" not in ended.stderr and "sé" not in ended.stderr
 
 
+def test_a_line_break_at_the_end_of_a_secret_is_no_part_of_the_token(tmp_path, upstream):
+    """`kubectl create secret --from-file` keeps the one that editors write; our client takes it away, too."""
+    with proxy(tmp_path, upstream.address, OXEN_TOKEN="secret\n") as here:
+        assert ask(here.port, "/api/x", "secret")[0] == 200
+
+
 def test_the_token_is_in_no_list_of_processes_and_in_a_file_of_the_user_alone(tmp_path, upstream):
     with proxy(tmp_path, upstream.address, OXEN_TOKEN="Zq7-secret") as here:
         processes = [here.process.pid, *(int(pid) for pid in children(here.process.pid))]

@@ -14,7 +14,7 @@ fail() {
 if [ -n "${OXEN_TOKEN_FILE:-}" ]; then
   token=$(cat "$OXEN_TOKEN_FILE") || fail "OXEN_TOKEN_FILE=$OXEN_TOKEN_FILE cannot be read"
 else
-  token=${OXEN_TOKEN:-}
+  token=$(printf %s "${OXEN_TOKEN:-}") # without the line break that a Secret made of a file ends with
 fi
 unset OXEN_TOKEN # nginx has no need of it in its environment
 [ -n "$token" ] || fail "no token, or an empty one; expected it in the file that OXEN_TOKEN_FILE names, or in OXEN_TOKEN"
