@@ -570,7 +570,7 @@ def test_the_program_of_helm_test_finds_what_is_wrong():
         )
 
     with FakeOxen(token="right") as server:
-        good, bad = ended(f"{server.url}/api/version", "right"), ended(f"{server.url}/api/version", "other")
+        good, bad = ended(f"{server.url}/api/version", "right\n"), ended(f"{server.url}/api/version", "other")
     assert good.returncode == 0 and good.stdout.count("as expected") == 3, good.stderr
     assert bad.returncode == 1 and "with the token: expected HTTP 200, got 401" in bad.stderr
 
