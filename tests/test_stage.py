@@ -311,7 +311,7 @@ KILLED = "os.kill(os.getpid(), 9)"
 
 def test_a_kill_between_the_commit_and_what_follows_it_leaves_nothing(repo, tmp_path):
     commit_file = tmp_path / "commit"
-    body = f"stage.finish = lambda p, commit, stopped: {KILLED} if commit else None"
+    body = f"stage.finish = lambda p, commit, *rest: {KILLED} if commit else None"
     assert run(repo, "--commit_file", str(commit_file), body=body)[0] == -signal.SIGKILL
     assert leftovers(repo) and commit_file.read_text() == ""
     code, out, err = run(repo, "--commit_file", str(commit_file), body="raise RuntimeError('not skipped')")
