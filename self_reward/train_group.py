@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,13 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     children: list[subprocess.Popen[bytes]] = []
+    meeting = tempfile.mkdtemp(
+        prefix="self-reward-"
+    )  # a local disk: torch locks the file there, which NFS may not have
     try:
         write_call(folder, function, model_dir, examples, out, settings | {"processes": processes})
         for rank in range(processes):
-            children.append(_start(folder, rank, processes))
+            children.append(_start(folder, Path(meeting, "file"), rank, processes))
         said = 0
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
             time.sleep(POLL_SECONDS)
@@ -68,6 +72,7 @@ def run(
         for child in children:
             child.wait()
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(meeting, ignore_errors=True)
 
 
 def environment(rank: int, processes: int) -> dict[str, str]:
@@ -87,10 +92,10 @@ def environment(rank: int, processes: int) -> dict[str, str]:
     }
 
 
-def _start(folder: Path, rank: int, processes: int) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, meeting: Path, rank: int, processes: int) -> "subprocess.Popen[bytes]":
     with open(folder / f"log-{rank}.txt", "wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "self_reward.train_worker", str(folder), str(os.getpid())],
+            [sys.executable, "-m", "self_reward.train_worker", str(folder), str(meeting), str(os.getpid())],
             env=environment(rank, processes),
             stdin=subprocess.DEVNULL,
             stdout=file,

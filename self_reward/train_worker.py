@@ -1,6 +1,8 @@
 """One process of a training over several. train_group.py starts it and says what the files in FOLDER are.
 
-Run     python -m self_reward.train_worker FOLDER PARENT   (RANK, WORLD_SIZE and LOCAL_RANK set; PARENT: a process id)
+Run     python -m self_reward.train_worker FOLDER MEETING PARENT
+        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk that all of them are given; PARENT: a
+        process id.
 """
 
 import ctypes
@@ -24,7 +26,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PATIENCE = datetime.timedelta(hours=2)
 
 
-def main(folder: Path, parent: int) -> int:
+def main(folder: Path, meeting: Path, parent: int) -> int:
     """Train as `folder` says; returns the exit code."""
     # Without the stage nobody would end this process, and the stage's next try would write into the same checkpoints.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -34,7 +36,7 @@ def main(folder: Path, parent: int) -> int:
     try:
         function, model_dir, examples, out, settings = train_group.read_call(folder)
         with disk.explained(out.parent, folder):
-            join(folder / "meeting")
+            join(meeting)
             settings["checkpoint_dir"] = Path(settings["checkpoint_dir"])
             if rank == 0:
                 _log_to(folder / "lines.jsonl")
@@ -117,4 +119,4 @@ def _log_to(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

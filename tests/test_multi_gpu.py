@@ -298,7 +298,14 @@ def test_what_a_process_left_that_found_the_gpu_full_is_removed_by_one_process(m
 
 def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
     (tmp_path / "error-0.part").symlink_to("/dev/full")
-    command = [sys.executable, "-m", "self_reward.train_worker", str(tmp_path), str(os.getpid())]
+    command = [
+        sys.executable,
+        "-m",
+        "self_reward.train_worker",
+        str(tmp_path),
+        str(tmp_path / "meeting"),
+        str(os.getpid()),
+    ]
     environment = train_group.environment(0, 2) | {"PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)  # without call.json it fails
     child.communicate(timeout=60)

@@ -10,6 +10,7 @@ import pytest
 from kubernetes import client
 
 from demo import make_data
+from tests import argo
 from tests.cluster.place import Place, missing, new_name, node, nodes, outputs, told, tries
 from tests.test_loop import SMALL
 
@@ -157,6 +158,13 @@ def test_progress_came_to_the_workflow(place, done):
     one = node(done, "train", stage="00_sft")
     done_, total = map(int, tries(done, one)[0]["progress"].split("/"))
     assert done_ == total > 1
+
+
+def test_an_upgrade_keeps_the_token_of_the_server(place, done):
+    """A template cannot look it up where nothing is installed, so that only a real upgrade shows it."""
+    token = place.core.read_namespaced_secret("self-reward", place.name).data["OXEN_TOKEN"]
+    place.helm("upgrade", "run", str(argo.CHART), "--reuse-values", "--set", "stages.all.backoff.duration=3")
+    assert place.core.read_namespaced_secret("self-reward", place.name).data["OXEN_TOKEN"] == token
 
 
 def test_run_again_everything_is_skipped_and_nothing_is_committed(place, done):
