@@ -487,6 +487,7 @@ def look(api: Api, namespace: str, parameters: Mapping[str, str]) -> tuple[list[
     run = pods(templates, parameters)
     limit_ranges = seen("LimitRanges", api.list, f"{inside}/limitranges", default=[])
 
+    nodes: Any = UNSEEN
     if parameters.get("check_nodes") != "false":
         nodes = seen("nodes", api.list, "/api/v1/nodes")
         problems += [] if nodes is UNSEEN else node_problems(run, nodes, limit_ranges)
@@ -503,6 +504,12 @@ def look(api: Api, namespace: str, parameters: Mapping[str, str]) -> tuple[list[
         problem, note = (None, None) if claim is UNSEEN else claim_problem(name, claim, classes, users)
         problems += [problem] if problem else []
         notes += [note] if note else []
+        if claim not in (UNSEEN, None) and parameters.get("shards", "1") != "1" and _one_node(claim, nodes):
+            notes.append(
+                f"PersistentVolumeClaim {name} is {', '.join(claim['spec']['accessModes'])}: shards that start on "
+                "another node wait until the first ones have ended; the chart's cache.accessModes=[ReadWriteMany] "
+                "lets them run beside each other"
+            )
     for kind, path, field in (
         ("ServiceAccount", f"{inside}/serviceaccounts", "serviceAccountName"),
         ("PriorityClass", "/apis/scheduling.k8s.io/v1/priorityclasses", "priorityClassName"),
@@ -517,6 +524,12 @@ def look(api: Api, namespace: str, parameters: Mapping[str, str]) -> tuple[list[
     quotas = seen("ResourceQuotas", api.list, f"{inside}/resourcequotas", default=[])
     found, said = quota_problems(run, quotas, limit_ranges)
     return problems + found + limit_problems(run, limit_ranges), notes + said
+
+
+def _one_node(claim: Object, nodes: Any) -> bool:
+    """Whether only one node at a time can mount what several nodes may have to."""
+    modes = set(claim["spec"].get("accessModes", ()))
+    return bool(modes) and modes <= {"ReadWriteOnce", "ReadWriteOncePod"} and (nodes is UNSEEN or len(nodes) > 1)
 
 
 def _queue(api: Api, namespace: str, name: str) -> tuple[str | None, str | None]:

@@ -339,6 +339,21 @@ def test_config_maps_and_what_the_namespace_limits_are_looked_at_too(place):
     assert problems[-1].startswith("a LimitRange allows 1 GiB of memory a container; fetch-model, train")
 
 
+def test_shards_that_cannot_mount_the_cache_on_two_nodes_are_a_note(place):
+    def looked(modes, **given):
+        place.put(f"{INSIDE}/persistentvolumeclaims/self-reward-cache", **claim("Bound", accessModes=modes))
+        problems, notes = place.look(**given)
+        assert not problems
+        return "; ".join(notes)
+
+    assert looked(["ReadWriteOnce"], shards="2") == ""
+    place.put("/api/v1/nodes/b", **node("b", gpu="8", cpu="64", memory="512Gi"))
+    assert "self-reward-cache is ReadWriteOnce: shards that start on another node wait" in looked(
+        ["ReadWriteOnce"], shards="2"
+    )
+    assert looked(["ReadWriteOnce"]) == looked(["ReadWriteOnce", "ReadWriteMany"], shards="2") == ""
+
+
 def test_nodes_are_not_asked_for_where_an_autoscaler_makes_them(place):
     assert place.look(check_nodes="false", train_gpus="64") == ([], [])
     assert not [path for path in place.seen if "nodes" in path]
