@@ -219,13 +219,16 @@ def test_a_generation_pod_that_is_deleted_is_replaced_and_nothing_is_committed_t
     name = place.submit(iterations="1", seed="3", judge_votes="64")  # so many that the pod is lost before it is done
 
     def generating(workflow):
+        """Its pod, once the stage has begun in it: one that is lost earlier Argo makes again within the same try."""
         one = node(workflow, "generate-shard", stage="03_gen_scores", shard="0/2")
-        return one and [n for n in tries(workflow, one) if n["phase"] == "Running"]
+        ids = [n["id"] for n in tries(workflow, one)] if one else []
+        return [pod for pod in place.pods(workflow)
+                if pod.metadata.annotations["workflows.argoproj.io/node-id"] in ids
+                for container in pod.status.container_statuses or ()
+                if container.name == "main" and container.state.running]  # fmt: skip
 
-    workflow = place.wait(name, 900, generating)
-    running = generating(workflow)[0]
-    pod = next(p for p in place.pods(workflow)
-               if p.metadata.annotations["workflows.argoproj.io/node-id"] == running["id"])  # fmt: skip
+    pod = generating(place.wait(name, 900, generating))[0]
+    time.sleep(5)
     client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, place.name)
     workflow = place.wait(name, 1200)
     assert workflow["status"]["phase"] == "Succeeded", told(workflow)
