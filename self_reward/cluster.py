@@ -6,6 +6,7 @@ pure: it works on objects as Kubernetes gives them in JSON. Where this process m
 
 import contextlib
 import json
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,14 @@ def pods(templates: Sequence[Object], parameters: Mapping[str, str]) -> list[Pod
     (volumes, service account, selectors) is the first one's, as in Argo; `parameters` are the workflow's."""
     shared = templates[0]["spec"]
     leaves = [one for template in templates for one in template["spec"].get("templates", []) if "container" in one]
-    return [_pod(_filled(leaf, parameters), _filled(shared, parameters)) for leaf in leaves if leaf["name"] != OWN]
+    left_out = {OWN}
+    if parameters.get("export_merged") == "false":
+        left_out |= {"export"}
+    if parameters.get("shards") == "1":
+        left_out |= {"generate-shard", "merge"}
+    return [
+        _pod(_filled(leaf, parameters), _filled(shared, parameters)) for leaf in leaves if leaf["name"] not in left_out
+    ]
 
 
 def _pod(leaf: Object, shared: Object) -> Pod:
@@ -63,9 +71,11 @@ def _pod(leaf: Object, shared: Object) -> Pod:
         "containers": containers,
         "volumes": [volume for volume in volumes if volume["name"] in mounted],  # Argo adds no others
         "nodeSelector": leaf.get("nodeSelector") or shared.get("nodeSelector") or {},
+        "affinity": leaf.get("affinity") or shared.get("affinity") or {},
         "tolerations": leaf.get("tolerations") or shared.get("tolerations") or [],
         "serviceAccountName": leaf.get("serviceAccountName") or shared.get("serviceAccountName") or "default",
         "priorityClassName": leaf.get("priorityClassName") or shared.get("podPriorityClassName") or "",
+        "runtimeClassName": "",
         "activeDeadlineSeconds": leaf.get("activeDeadlineSeconds"),
     }
     for patch in (shared.get("podSpecPatch"), leaf.get("podSpecPatch")):
@@ -149,15 +159,26 @@ def _listed(texts: Iterable[str], shown: int = 8) -> str:
 # ---- nodes
 
 
-def node_problems(pods: Sequence[Pod], nodes: Sequence[Object], limit_ranges: Sequence[Object] = ()) -> list[str]:
-    """Pods that no node could run even if it were empty. A node that is not ready counts: it may come back."""
+def node_problems(
+    pods: Sequence[Pod],
+    nodes: Sequence[Object],
+    limit_ranges: Sequence[Object] = (),
+    volumes: Mapping[str, Object] | None = None,
+) -> list[str]:
+    """Pods that no node could run even if it were empty. A node that is not ready counts: it may come back. `volumes`:
+    the PersistentVolumes of claims, by the claim's name; one may be had in one zone or on one node alone."""
     alike: dict[str, list[Pod]] = {}
     for pod in pods:
-        where = [pod.spec["nodeSelector"], pod.spec["tolerations"], sorted(_needed(pod, limit_ranges).items())]
+        where = [
+            *(pod.spec[key] for key in ("nodeSelector", "affinity", "tolerations")),
+            pod.labels.get(QUEUE),
+            list(wanted_claims([pod])),
+            sorted(_needed(pod, limit_ranges).items()),
+        ]
         alike.setdefault(json.dumps(where, default=str), []).append(pod)
     problems = []
     for group in alike.values():
-        if problem := _node_problem(group[0], nodes, limit_ranges):
+        if problem := _node_problem(group[0], nodes, limit_ranges, volumes or {}):
             problems.append(f"{_names(group)}: {problem}")
     if problems:
         problems[-1] += (
@@ -171,9 +192,11 @@ def _needed(pod: Pod, limit_ranges: Sequence[Object]) -> Amounts:
     return {resource: quantity for resource, quantity in amounts(pod, limit_ranges)[0].items() if quantity > 0}
 
 
-def _node_problem(pod: Pod, nodes: Sequence[Object], limit_ranges: Sequence[Object]) -> str | None:
+def _node_problem(
+    pod: Pod, nodes: Sequence[Object], limit_ranges: Sequence[Object], volumes: Mapping[str, Object]
+) -> str | None:
     needed = _needed(pod, limit_ranges)
-    closed = {node["metadata"]["name"]: _closed(node, pod) for node in nodes}
+    closed = {node["metadata"]["name"]: _closed(node, pod, volumes) for node in nodes}
     able = {node["metadata"]["name"]: _allocatable(node) for node in nodes}
     opened = [name for name, reason in closed.items() if reason is None]
     if any(all(able[name].get(resource, 0) >= wanted for resource, wanted in needed.items()) for name in opened):
@@ -204,20 +227,49 @@ def _allocatable(node: Object) -> Amounts:
     return {resource: quantity for resource, quantity in found.items() if quantity is not None}
 
 
-def _closed(node: Object, pod: Pod) -> str | None:
+def _closed(node: Object, pod: Pod, volumes: Mapping[str, Object]) -> str | None:
     """Why a node does not take a pod, however small; None where it does."""
     labels = node["metadata"].get("labels", {})
     for key, value in pod.spec["nodeSelector"].items():
         if labels.get(key) != value:
             return f"has not the label {key}={value}"
+    affinity = pod.spec["affinity"].get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    if not _selected(node, affinity):
+        return "is not in the pod's node affinity"
+    for claim in wanted_claims([pod]):
+        if not _selected(node, volumes.get(claim, {}).get("spec", {}).get("nodeAffinity", {}).get("required")):
+            return f"cannot mount PersistentVolumeClaim {claim}, whose volume is bound to another zone or node"
     if node.get("spec", {}).get("unschedulable"):
         return "is cordoned"
+    if pod.labels.get(QUEUE):  # Kueue adds a flavor's tolerations when it lets the pod in
+        return None
     for taint in node.get("spec", {}).get("taints", []):
         passes = taint["key"].startswith(PASSING_TAINTS) or taint["effect"] == "PreferNoSchedule"
         if not passes and not any(_tolerates(one, taint) for one in pod.spec["tolerations"]):
             value = f"={taint['value']}" if taint.get("value") else ""
             return f"has the taint {taint['key']}{value}:{taint['effect']}"
     return None
+
+
+def _selected(node: Object, selector: Object | None) -> bool:
+    """Whether a NodeSelector takes a node; None takes all. What compares numbers (Gt, Lt) is taken for true."""
+    if not selector:
+        return True
+    labels, fields = node["metadata"].get("labels", {}), {"metadata.name": node["metadata"]["name"]}
+    return any(
+        all(_holds(one, labels) for one in term.get("matchExpressions", []))
+        and all(_holds(one, fields) for one in term.get("matchFields", []))
+        for term in selector.get("nodeSelectorTerms", [])
+    )
+
+
+def _holds(requirement: Object, labels: Mapping[str, str]) -> bool:
+    value, operator = labels.get(requirement["key"]), requirement["operator"]
+    if operator in ("Exists", "DoesNotExist"):
+        return (value is not None) == (operator == "Exists")
+    if operator in ("In", "NotIn"):
+        return (value in requirement["values"]) == (operator == "In")
+    return True
 
 
 def _tolerates(toleration: Object, taint: Object) -> bool:
@@ -320,7 +372,10 @@ def claim_problem(
             None,
         )
     if by_name[wanted].get("volumeBindingMode") == "WaitForFirstConsumer":
-        return None, None
+        return None, (
+            f"{where} gets its volume where the first pod runs (fetch-model, on CPU). Where volumes belong to a zone "
+            "or a node, give the chart's stages.fetch-model the nodeSelector of the GPU nodes"
+        )
     return None, f"{where} is still Pending; pods wait until {by_name[wanted]['provisioner']} has made its volume"
 
 
@@ -380,22 +435,48 @@ def _states(pod: Pod, resource: str, limit_ranges: Sequence[Object]) -> bool:
     kind, _, rest = resource.partition(".") if "." in resource else ("requests", "", resource)
     if rest not in ("cpu", "memory") or kind not in ("requests", "limits"):
         return True
-    alone = [Pod(pod.name, {**pod.spec, "containers": [one]}, {}) for one in pod.spec["containers"]]
-    return all(rest in amounts(one, limit_ranges)[kind == "limits"] for one in alone)
+    return all(rest in amounts(one, limit_ranges)[kind == "limits"] for one in _containers(pod))
 
 
 def limit_problems(pods: Sequence[Pod], limit_ranges: Sequence[Object]) -> list[str]:
-    """Pods that a LimitRange of the namespace refuses."""
+    """Pods that a LimitRange of the namespace refuses, or whose limits it sets below what they ask for."""
     problems = []
-    for item in _container_limits(limit_ranges):
-        for resource, text in item.get("max", {}).items():
-            most = parse_quantity(text)
-            large = [p for p in pods if max(part.get(resource, 0) for part in amounts(p, limit_ranges)) > most]
-            if large:
-                problems.append(
-                    f"a LimitRange allows {_shown(resource, most)} a container; {_names(large)} ask for more"
-                )
+    for item in (item for one in limit_ranges for item in one["spec"]["limits"]):
+        for bound, more, outside in (("max", "more", operator.gt), ("min", "less", operator.lt)):
+            for resource, text in item.get(bound, {}).items():
+                allowed = parse_quantity(text)
+                refused = [
+                    pod
+                    for pod in pods
+                    if any(outside(asked, allowed) for asked in _asked(pod, item["type"], resource, limit_ranges))
+                ]
+                if refused:
+                    problems.append(
+                        f"a LimitRange allows {_shown(resource, allowed)} a {item['type'].lower()}; "
+                        f"{_names(refused)} ask for {more}"
+                    )
+    for pod in pods:
+        for one in _containers(pod):
+            requests, limits = amounts(one, limit_ranges)
+            for resource, asked in requests.items():
+                if asked > limits.get(resource, asked):
+                    problems.append(
+                        f"{pod.name} asks for {_shown(resource, asked)}, above its limit of "
+                        f"{_shown(resource, limits[resource])} (a LimitRange gives one to containers that state none); "
+                        "state a limit in the chart's stages.*.resources"
+                    )
     return problems
+
+
+def _asked(pod: Pod, kind: str, resource: str, limit_ranges: Sequence[Object]) -> list[Decimal]:
+    """Requests and limits of a resource: of the pod as a whole, of each of its containers, or of a volume (none)."""
+    units = {"Pod": [pod], "Container": _containers(pod)}.get(kind, [])
+    return [part[resource] for unit in units for part in amounts(unit, limit_ranges) if resource in part]
+
+
+def _containers(pod: Pod) -> list[Pod]:
+    """The pod once for each container, with that one alone."""
+    return [Pod(pod.name, {**pod.spec, "containers": [one]}, {}) for one in pod.spec["containers"]]
 
 
 # ---- the cluster itself
@@ -450,7 +531,9 @@ def connect() -> tuple[Api, str]:
     """The cluster of this pod and its namespace; outside of a pod those of the KUBECONFIG, for trying things out."""
     try:
         config.load_incluster_config()
-        return Api(client.ApiClient()), NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+        settings = client.Configuration.get_default_copy()
+        settings.proxy = None  # HTTPS_PROXY is for the way out of the cluster; Argo's own container does the same
+        return Api(client.ApiClient(settings)), NAMESPACE_FILE.read_text(encoding="utf-8").strip()
     except (config.ConfigException, OSError) as error:
         try:
             context = config.list_kube_config_contexts()[1]
@@ -490,7 +573,6 @@ def look(api: Api, namespace: str, parameters: Mapping[str, str]) -> tuple[list[
     nodes: Any = UNSEEN
     if parameters.get("check_nodes") != "false":
         nodes = seen("nodes", api.list, "/api/v1/nodes")
-        problems += [] if nodes is UNSEEN else node_problems(run, nodes, limit_ranges)
     for kind, plural, wanted in (
         ("Secret", "secrets", wanted_secrets(run)),
         ("ConfigMap", "configmaps", wanted_config_maps(run)),
@@ -499,20 +581,29 @@ def look(api: Api, namespace: str, parameters: Mapping[str, str]) -> tuple[list[
             there = seen(f"{kind} {name}", api.get, f"{inside}/{plural}/{name}")
             problems += [] if there is UNSEEN else key_problems(kind, name, there, keys)
     classes = seen("StorageClasses", api.list, "/apis/storage.k8s.io/v1/storageclasses", default=None)
+    volumes: dict[str, Object] = {}
     for name, users in wanted_claims(run).items():
         claim = seen(f"PersistentVolumeClaim {name}", api.get, f"{inside}/persistentvolumeclaims/{name}")
         problem, note = (None, None) if claim is UNSEEN else claim_problem(name, claim, classes, users)
         problems += [problem] if problem else []
         notes += [note] if note else []
-        if claim not in (UNSEEN, None) and parameters.get("shards", "1") != "1" and _one_node(claim, nodes):
+        if claim in (UNSEEN, None):
+            continue
+        if bound := claim["spec"].get("volumeName"):
+            volume = seen(f"PersistentVolume {bound}", api.get, f"/api/v1/persistentvolumes/{bound}", default=None)
+            volumes |= {name: volume} if volume else {}
+        if parameters.get("shards", "1") != "1" and _one_node(claim, nodes):
             notes.append(
                 f"PersistentVolumeClaim {name} is {', '.join(claim['spec']['accessModes'])}: shards that start on "
-                "another node wait until the first ones have ended; the chart's cache.accessModes=[ReadWriteMany] "
-                "lets them run beside each other"
+                "another node wait until the first ones have ended; a claim with ReadWriteMany (the chart's "
+                "cache.existingClaim, or cache.accessModes before the claim is made) lets them run beside each other"
             )
+    if nodes is not UNSEEN:
+        problems = node_problems(run, nodes, limit_ranges, volumes) + problems
     for kind, path, field in (
         ("ServiceAccount", f"{inside}/serviceaccounts", "serviceAccountName"),
         ("PriorityClass", "/apis/scheduling.k8s.io/v1/priorityclasses", "priorityClassName"),
+        ("RuntimeClass", "/apis/node.k8s.io/v1/runtimeclasses", "runtimeClassName"),
     ):
         for name in sorted({pod.spec[field] for pod in run} - {""}):
             if seen(f"{kind} {name}", api.get, f"{path}/{name}") is None:

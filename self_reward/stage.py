@@ -249,7 +249,7 @@ def _run_with(
     manifest_path = f"M{p.iteration}/{name}.manifest.json"
 
     folder = _own_folder(work_dir, p, key if shard is None else "{}-{}-of-{}".format(key, *shard))
-    if not p.force and (found := _done(store, snapshot, key, manifest_path, bool(p.revision))):
+    if found := _done(store, snapshot, key, manifest_path, bool(p.revision), p.force):
         commit, manifest = found
         if commit is None and shard:
             commit = snapshot.commit
@@ -446,15 +446,18 @@ def _key(name: str, p: Any, inputs: artifacts.Inputs, base_id: str | None, snaps
 
 
 def _done(
-    store: Any, snapshot: Snapshot, key: str, manifest_path: str, pinned: bool
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, pinned: bool, force: bool = False
 ) -> tuple[str | None, dict[str, Any]] | None:
     """Where the result with this key is: (commit, its manifest), or None. The commit is None when only an older commit
     has it. With a pinned `--revision` the commit is that one, or the one after it where this very step made that, so
-    that the next step can be pinned to it in turn."""
-    if manifest := _manifest_with(snapshot, key, manifest_path):
+    that the next step can be pinned to it in turn. With `force` only the latter counts: a try of this step that was
+    lost after its commit."""
+    newer = _newer(snapshot)
+    if force and not newer:
+        return None
+    if not force and (manifest := _manifest_with(snapshot, key, manifest_path)):
         own = next((c.id for c in snapshot.log if c.key == key), snapshot.commit)
         return (snapshot.commit if pinned else own), manifest
-    newer = _newer(snapshot)
     if newer and newer[-1].key != key:
         return None  # the commit after a pinned one is not an earlier try of this very step
     for commit in newer[-1:] or snapshot.log:

@@ -11,7 +11,7 @@ Run     python stages/plan.py --data_repo DIR --base_model MODEL --start_iterati
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from self_reward import artifacts, disk, parameters, stage, store
@@ -27,7 +27,7 @@ def main() -> None:
         p = parameters.parse("plan", __doc__)
     except UserError as error:
         if "--in_cluster" in sys.argv:  # whoever looks at the workflow's page wants to mend all of it at once
-            raise UserError([*error.problems, *problems_of(look_at_cluster)]) from None
+            raise UserError([*error.problems, *problems_of(look_at_cluster, error.problems)]) from None
         raise
     with disk.explained(*stage.disks(p)):
         plan(p)
@@ -72,12 +72,17 @@ def say(problems: list[str]) -> None:
         raise UserError(problems)
 
 
-def problems_of(step: Callable[[], object]) -> list[str]:
-    """What the user must change, as `step` finds it."""
+def problems_of(step: Callable[[], object], known: Sequence[str] = ()) -> list[str]:
+    """What the user must change, as `step` finds it. Its TryAgain is raised, unless problems are `known` against which
+    trying again does not help."""
     try:
         step()
     except UserError as error:
         return error.problems
+    except TryAgain as error:
+        if not known:
+            raise
+        return [f"and for now: {error}"]
     return []
 
 
@@ -92,11 +97,11 @@ def before(p: parameters.Plan) -> list[str]:
     ]
     if p.create_repo and not store.is_remote(p.data_repo):
         problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
+    if p.verifier:
+        problems += problems_of(lambda: evaluation.load_verifier(p.verifier))
     if p.in_cluster:
-        problems += problems_of(look_at_cluster)
-    else:
-        problems += problems_of(lambda: sampler.resolve_engine(p.sampler))
-    return problems + (problems_of(lambda: evaluation.load_verifier(p.verifier)) if p.verifier else [])
+        return problems + problems_of(look_at_cluster, problems)
+    return problems + problems_of(lambda: sampler.resolve_engine(p.sampler))
 
 
 def look_at_cluster() -> None:

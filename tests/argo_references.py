@@ -152,7 +152,7 @@ def _unknown(path: tuple[Any, ...], text: str, known: set[str]) -> list[str]:
         bare = TEXT.sub(lambda match: " " * len(match[0]), expression)
         for match in NAME.finditer(bare):
             name = match[0].replace("?", "")
-            if bare[match.end() :].lstrip().startswith("("):
+            if bare[match.end() :].lstrip().startswith("(") and name not in ("or", "and"):
                 if name not in FUNCTIONS:
                     found.append(f"{name}() is no function that is used here")
             elif name not in known | WORDS:

@@ -1,15 +1,18 @@
 """cluster.py: what pods ask for against what a cluster has. The API server is the one double here."""
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import yaml
 from kubernetes import client
+from kubernetes.config import incluster_config
 
 from self_reward import cluster, parameters
 from self_reward.errors import TryAgain
 from tests.fake_kubernetes import FakeCluster, serving
+from tests.test_helm import rendered
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -26,9 +29,11 @@ def pod(name="train", requests=None, limits=None, labels=None, **spec):
         "containers": [{"name": "main", "resources": resources}],
         "volumes": [],
         "nodeSelector": {},
+        "affinity": {},
         "tolerations": [],
         "serviceAccountName": "self-reward",
         "priorityClassName": "",
+        "runtimeClassName": "",
         "activeDeadlineSeconds": "60",
     }
     return cluster.Pod(name, {**whole, **spec}, labels or {})
@@ -52,10 +57,11 @@ def taint(key, effect="NoSchedule", value=None):
 
 
 def test_the_pods_of_the_templates_have_gpus_claims_and_secrets_as_the_parameters_say():
-    found = {one.name: one for one in cluster.pods(templates(), {**DEFAULTS, "train_gpus": "4", "generate_gpus": "0"})}
-    assert "plan" not in found and {"fetch-model", "train", "generate", "merge", "gen-preferences", "export"} <= set(
-        found
-    )
+    given = {**DEFAULTS, "train_gpus": "4", "generate_gpus": "0", "shards": "2"}
+    found = {one.name: one for one in cluster.pods(templates(), given)}
+    assert list(found) == [
+        "fetch-model", "train", "generate", "generate-shard", "merge", "gen-preferences", "export"
+    ]  # fmt: skip
     gpus = {name: cluster.amounts(one)[0].get("nvidia.com/gpu", 0) for name, one in found.items()}
     assert gpus.pop("train") == 4 and not any(gpus.values())
     assert cluster.amounts(found["train"])[0]["memory"] >= GIB
@@ -63,6 +69,13 @@ def test_the_pods_of_the_templates_have_gpus_claims_and_secrets_as_the_parameter
     assert list(cluster.wanted_secrets(list(found.values()))["self-reward"]) == ["OXEN_TOKEN"]
     assert set(cluster.wanted_claims(list(found.values()))) == {"self-reward-cache"}
     assert {one.spec["serviceAccountName"] for one in found.values()} == {"self-reward"}
+
+
+def test_pods_that_the_parameters_leave_out_ask_for_nothing():
+    given = {**DEFAULTS, "shards": "1", "export_merged": "false"}
+    assert [one.name for one in cluster.pods(templates(), given)] == [
+        "fetch-model", "train", "generate", "gen-preferences"
+    ]  # fmt: skip
 
 
 def made(leaf=None, **shared):
@@ -121,6 +134,18 @@ TAINT = taint("nvidia.com/gpu")
 EXISTS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
+def required(*terms):
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}
+
+
+def term(key, operator, *values, of="matchExpressions"):
+    return {of: [{"key": key, "operator": operator, **({"values": list(values)} if values else {})}]}
+
+
+def near(*terms, **spec):
+    return pod(affinity={"nodeAffinity": required(*terms)}, **spec)
+
+
 @pytest.mark.parametrize(
     "asked, nodes, said",
     [
@@ -149,6 +174,17 @@ EXISTS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"
         (pod(requests={"cpu": "8"}), [node("a")], None),
         (pod(requests={"cpu": "8100m"}), [node("a")], "8.1 cpu"),
         (pod(), [], "there is none"),
+        (near(term("zone", "In", "a", "b")), [node("n", labels={"zone": "c"})], "n is not in the pod's node affinity"),
+        (near(term("zone", "In", "a", "b")), [node("n", labels={"zone": "b"})], None),
+        (near(term("zone", "In", "a"), term("disk", "Exists")), [node("n", labels={"disk": "x"})], None),
+        (near(term("zone", "NotIn", "a"), ), [node("n", labels={"zone": "a"})], "node affinity"),
+        (near(term("zone", "DoesNotExist")), [node("n", labels={"zone": "a"})], "node affinity"),
+        (near(term("zone", "DoesNotExist")), [node("n")], None),
+        (near(term("metadata.name", "In", "n", of="matchFields")), [node("n")], None),
+        (near(term("metadata.name", "In", "m", of="matchFields")), [node("n")], "node affinity"),
+        (near(term("cores", "Gt", "4")), [node("n")], None),
+        (pod(labels={cluster.QUEUE: "q"}), [node("a", [taint("x")])], None),
+        (pod(labels={cluster.QUEUE: "q"}), [node("a", unschedulable=True)], "a is cordoned"),
     ],
 )  # fmt: skip
 def test_a_pod_that_no_node_could_run_is_named_with_what_the_nodes_have(asked, nodes, said):
@@ -156,6 +192,16 @@ def test_a_pod_that_no_node_could_run_is_named_with_what_the_nodes_have(asked, n
     assert len(problems) == (1 if said else 0)
     if said:
         assert problems[0].startswith("train: ") and said in problems[0] and "check_nodes: false" in problems[0]
+
+
+def test_a_volume_that_is_bound_elsewhere_keeps_its_pods_from_a_node():
+    asked = pod(limits=GPU, volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "cache"}}])
+    nodes = [node("a", gpu="8", labels={"zone": "a"}), node("b", labels={"zone": "b"})]
+    volume = {"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [term("zone", "In", "b")]}}}}
+    (problem,) = cluster.node_problems([asked], nodes, volumes={"cache": volume})
+    assert "a cannot mount PersistentVolumeClaim cache, whose volume is bound to another zone or node" in problem
+    assert cluster.node_problems([asked], nodes, volumes={"other": volume}) == []
+    assert cluster.node_problems([asked], nodes, volumes={"cache": {"spec": {}}}) == []
 
 
 def test_equal_pods_make_one_problem_and_many_nodes_are_counted():
@@ -224,7 +270,12 @@ def storage_class(name, mode="Immediate", default=False):
         (claim(), [storage_class("fast")], "none of fast is the default", None),
         (claim(), [storage_class("fast", default=True)], None, "still Pending; pods wait until p has made"),
         (claim(storage_class="slow"), [storage_class("fast")], "no storage class slow (the cluster has fast)", None),
-        (claim(storage_class="fast"), [storage_class("fast", "WaitForFirstConsumer")], None, None),
+        (
+            claim(storage_class="fast"),
+            [storage_class("fast", "WaitForFirstConsumer")],
+            None,
+            "give the chart's stages.fe",
+        ),
         (claim(storage_class="fast"), [storage_class("fast")], None, "still Pending"),
         (claim(storage_class=""), [storage_class("fast", default=True)], "a volume made by hand", None),
         (claim(volumeName="v"), [], None, None),
@@ -281,6 +332,24 @@ def test_limit_ranges_state_what_a_pod_does_not_and_refuse_large_ones():
     ]
 
 
+@pytest.mark.parametrize(
+    "item, said",
+    [
+        ({"type": "Container", "min": {"memory": "16Gi"}}, "allows 16 GiB of memory a container; train ask for less"),
+        ({"type": "Pod", "max": {"memory": "12Gi"}}, "allows 12 GiB of memory a pod; train ask for more"),
+        ({"type": "Container", "max": {"memory": "12Gi"}}, None),
+        ({"type": "Pod", "min": {"memory": "12Gi"}}, None),
+        ({"type": "Container", "default": {"cpu": "1"}}, "train asks for 4 cpu, above its limit of 1 cpu"),
+        ({"type": "Container", "default": {"cpu": "4"}}, None),
+    ],
+)
+def test_limit_ranges(item, said):
+    one = {"resources": {"requests": {"cpu": "4"}, "limits": {"memory": "8Gi"}}}
+    asked = pod(containers=[{"name": "main", **one}, {"name": "beside", "resources": {"limits": {"memory": "8Gi"}}}])
+    problems = cluster.limit_problems([asked], [{"spec": {"limits": [item]}}])
+    assert len(problems) == (1 if said else 0) and (not said or said in problems[0]), problems
+
+
 # ---- the API
 
 
@@ -315,7 +384,7 @@ def test_all_that_a_bare_namespace_lacks_is_said_at_once_nodes_first(place):
     place.objects = {path: content for path, content in place.objects.items() if "workflowtemplates" in path}
     place.put("/api/v1/nodes/a", **node("a", gpu="2", cpu="64", memory="512Gi"))
     place.put(f"{INSIDE}/resourcequotas/q", **quota({"requests.nvidia.com/gpu": "3"}))
-    problems, notes = place.look(train_gpus="4")
+    problems, notes = place.look(train_gpus="4", shards="2")
     assert not notes and [problem.split(" is ")[0].split(" allows ")[0].split(":")[0] for problem in problems] == [
         "train",
         "Secret self-reward",
@@ -333,7 +402,7 @@ def test_config_maps_and_what_the_namespace_limits_are_looked_at_too(place):
     leaf["container"]["env"].append({"name": "A", "valueFrom": {"configMapKeyRef": {"name": "texts", "key": "a"}}})
     limits = {"type": "Container", "max": {"memory": "1Gi"}, "defaultRequest": {"example.org/part": "1"}}
     place.put(f"{INSIDE}/limitranges/l", spec={"limits": [limits]})
-    problems, notes = place.look()
+    problems, notes = place.look(shards="2")
     assert not notes and "asks for 1 example.org/part, and no node" in problems[0]
     assert "ConfigMap texts is missing (merge want a of it)" in problems
     assert problems[-1].startswith("a LimitRange allows 1 GiB of memory a container; fetch-model, train")
@@ -404,6 +473,70 @@ def test_a_queue_of_kueue(place):
     assert "LocalQueue gpus of Kueue is missing" in place.look()[0][0]
     place.put("/apis/kueue.x-k8s.io/v1beta1/namespaces/ns/localqueues/gpus")
     assert place.look() == ([], [])
+
+
+def test_the_volume_of_a_claim_is_looked_at(place):
+    place.put(f"{INSIDE}/persistentvolumeclaims/self-reward-cache", **claim("Bound", volumeName="pv-1"))
+    assert place.look() == ([], [])  # a volume that was removed meanwhile: Kubernetes says so of the claim
+    elsewhere = {"nodeAffinity": {"required": {"nodeSelectorTerms": [term("zone", "In", "b")]}}}
+    place.put("/api/v1/persistentvolumes/pv-1", spec=elsewhere)
+    problems, _ = place.look()
+    assert "a cannot mount PersistentVolumeClaim self-reward-cache" in problems[0]
+
+
+def test_a_runtime_class(place):
+    for leaf in place.objects[f"{FLOWS}/self-reward-stages"]["spec"]["templates"]:
+        leaf["podSpecPatch"] = '{"runtimeClassName": "nvidia"}'
+    assert "RuntimeClass nvidia is missing" in place.look()[0][0]
+    place.put("/apis/node.k8s.io/v1/runtimeclasses/nvidia")
+    assert place.look() == ([], [])
+
+
+def test_inside_a_pod_the_api_server_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
+    """HTTPS_PROXY is for the way out of the cluster."""
+    for name, text in (("token", "t"), ("ca.crt", "c"), ("namespace", "ns\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(cluster, "NAMESPACE_FILE", tmp_path / "namespace")
+    given = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443", "HTTPS_PROXY": "http://p:1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(client.ApiClient, "__init__", lambda self, settings=None: setattr(self, "settings", settings))
+    monkeypatch.setattr(client.Configuration, "_default", None)
+    api, namespace = cluster.connect()
+    settings = api._client.settings
+    assert (settings.host, settings.proxy, namespace) == ("https://10.0.0.1:443", None, "ns")
+
+
+def test_the_chart_lets_plan_look_at_all_that_it_looks_at(place):
+    """A right that is missing would turn a check into a note that nobody reads."""
+    stages = place.objects[f"{FLOWS}/self-reward-stages"]["spec"]["templates"]
+    for leaf in stages:
+        leaf["podSpecPatch"] = '{"runtimeClassName": "nvidia"}'
+        leaf["priorityClassName"] = "batch"
+        leaf.setdefault("metadata", {}).setdefault("labels", {})[cluster.QUEUE] = "gpus"
+    place.put("/apis/kueue.x-k8s.io", preferredVersion={"version": "v1beta1"})
+    place.put(f"{INSIDE}/persistentvolumeclaims/self-reward-cache", **claim("Bound", volumeName="pv-1"))
+    stages[-1]["container"]["env"].append({"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "a"}}})
+    place.look()
+    asked = {
+        (match["group"] or "", match["kind"], "get" if match["name"] else "list")
+        for path in set(place.seen) - {"/apis/kueue.x-k8s.io"}  # discovery: everybody may
+        for match in [re.fullmatch(
+            r"/(api|apis/(?P<group>[\w.-]+))/v\w+(/namespaces/ns)?/(?P<kind>\w+)(/(?P<name>[\w.-]+))?", path)]
+    }  # fmt: skip
+    values = {"queue": "gpus", "stages": {"train": {"priorityClassName": "batch", "runtimeClassName": "nvidia"}}}
+    rules = [
+        rule
+        for one in rendered(values)
+        if one["metadata"]["name"].startswith("self-reward-plan")
+        for rule in one.get("rules", ())
+    ]
+    allowed = {(group, kind, verb) for rule in rules for group in rule["apiGroups"] for kind in rule["resources"]
+               for verb in rule["verbs"]}  # fmt: skip
+    report = {("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")}
+    assert len(asked) == 13 and allowed - report == asked
 
 
 def test_a_priority_class(place):

@@ -231,7 +231,11 @@ OVERLAY = {
     ),
     "no cache volume": (
         {"cache": {"create": False}},
-        {"run/volumes/cache/persistentVolumeClaim/claimName": None, "run/volumes/cache/emptyDir": {}},
+        {
+            "run/volumes/cache/persistentVolumeClaim/claimName": None,
+            "run/volumes/cache/emptyDir": {},
+            "run/templates/main/steps/1/fetch-model/when": "false",
+        },
     ),
     "shared memory": ({"sharedMemory": "99Gi"}, {"run/volumes/shm/emptyDir/sizeLimit": "99Gi"}),
     "existing secret": (
@@ -265,7 +269,7 @@ OVERLAY = {
     ),
     "the server inside": (
         {"oxenServer": {"enabled": True}},
-        {"run/arguments/parameters/data_repo/value": OXEN, "run/arguments/parameters/create_repo/value": "true"},
+        {"run/arguments/parameters/data_repo/value": OXEN},
     ),
     "the server inside, and another data repository": (
         {"oxenServer": {"enabled": True}, "parameters": {"data_repo": "oxen://hub.oxen.ai/a/b"}},

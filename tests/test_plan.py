@@ -204,6 +204,16 @@ def test_bad_parameters_and_the_cluster_are_told_together(cluster, step):
         assert words in step.last.read_text(), err
 
 
+def test_what_can_be_mended_is_said_though_the_api_server_is_down(cluster, step):
+    cluster.answers = [("", 500)]
+    code, _, err = step.plan()
+    assert code == 75 and "the Kubernetes API at" in err, err
+    for given, said in (({"iteratons": "3"}, "did you mean iterations?"), ({"verifier": "no.such:thing"}, "no.such")):
+        code, _, err = step.plan(**given)
+        last = step.last.read_text()
+        assert code == 2 and said in last and "and for now: the Kubernetes API at" in last, err
+
+
 def test_names_that_are_given_twice(step):
     code, _, err = step.run("plan", "--in_cluster", more=[("seed", "1")])
     assert code == 2 and "SELF_REWARD_PARAMETERS gives seed twice: '0' and '1'" in err

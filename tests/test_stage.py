@@ -63,6 +63,12 @@ def log_of(repo: Path) -> list[str]:
     return [commit.message for commit in snapshot.log]
 
 
+def head_of(repo: Path) -> str:
+    from self_reward.store import open_store
+
+    return open_store(str(repo), branch="main", lock_timeout=10, store_timeout=60).resolve().head
+
+
 def leftovers(repo: Path) -> list[Path]:
     work = repo.parent / "work"
     return list(work.iterdir()) if work.exists() else []
@@ -135,6 +141,17 @@ def test_force_runs_and_commits_again(repo):
     code, out, err = run(repo, "--force")
     assert code == 0 and "pairs=2" in out, err
     assert len(log_of(repo)) == 3
+
+
+def test_force_takes_what_a_try_of_this_very_step_has_committed(repo):
+    """A pod may be lost between its commit and its end; its next try is pinned to the same commit."""
+    assert run(repo)[0] == 0
+    start = head_of(repo)
+    assert run(repo, "--force", "--revision", start)[0] == 0
+    made = head_of(repo)
+    assert made != start
+    code, out, err = run(repo, "--force", "--revision", start, body="raise RuntimeError('done twice')")
+    assert code == 0 and f"skipped  (commit {made})" in out and head_of(repo) == made, err
 
 
 def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_another_runs(repo, tmp_path):

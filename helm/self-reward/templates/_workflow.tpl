@@ -33,7 +33,6 @@ changes is set in the parsed object, which is then written again.
 {{- $defaults := dict -}}
 {{- if $values.oxenServer.enabled -}}
 {{- $_ := set $defaults "data_repo" "oxen+http://self-reward-oxen/self-reward/run" -}}
-{{- if not $values.parameters.data_repo }}{{ $_ := set $defaults "create_repo" "true" }}{{ end -}}
 {{- end -}}
 {{- if $values.preset -}}
 {{- $presets := list -}}
@@ -79,6 +78,14 @@ changes is set in the parsed object, which is then written again.
 {{- end -}}
 
 {{- range $template := $spec.templates -}}
+{{- if not (or $values.cache.existingClaim $values.cache.create) -}}
+{{- range $group := $template.steps -}}
+{{- range $step := $group -}}
+{{- /* without a volume for it a base model would be fetched into a pod that ends with it */ -}}
+{{- if eq $step.name "fetch-model" }}{{ $_ := set $step "when" "false" }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $template.name "divided") $values.generateParallelism -}}
 {{- $_ := set $template "parallelism" $values.generateParallelism -}}
 {{- end -}}
