@@ -283,7 +283,8 @@ if __name__ == "__main__":
     def run(**changes):
         found = sampler.sample(request["prompts"], **{**request["settings"], **changes})
         return {i: [dataclasses.asdict(a) for a in answers] for i, answers in found}
-    answer = {"greedy": run(), "received": sorted(received)}
+    from vllm import envs
+    answer = {"greedy": run(), "received": sorted(received), "compiles_kernels": envs.VLLM_USE_FLASHINFER_SAMPLER}
     answer["stopped"] = run(stop_token_ids=request["stops"])
     answer["sampled"] = run(n=3, temperature=1.0, top_p=0.9, stop_token_ids=request["stops"])
     answer["skipped"] = sorted(run(n=2, temperature=1.0, done=set(range(10))))
@@ -363,6 +364,12 @@ def test_vllm_samples(vllm, hf, stops):
         assert a["finish_reason"] == "stop" or len(a["token_ids"]) == 24
     assert len({tuple(a["token_ids"]) for a in answers}) > 40
     assert vllm["skipped"] == list(range(10, 17))
+
+
+@needs_vllm
+def test_vllm_needs_no_cuda_compiler_for_top_p(vllm):
+    """Left on, FlashInfer's sampler is compiled with nvcc at the first request on a GPU."""
+    assert vllm["compiles_kernels"] is False
 
 
 @needs_vllm
