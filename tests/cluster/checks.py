@@ -1,9 +1,10 @@
-"""The product on a real cluster with a real Argo: README.md says how to run it. About a quarter of an hour on CPUs.
+"""The product on a real cluster with a real Argo: README.md says how to run it. About half an hour on CPUs.
 
 One small iteration of the demo over the Oxen server of the chart; then what must not go wrong is made to happen.
 """
 
 import os
+import re
 import time
 
 import pytest
@@ -214,25 +215,97 @@ def test_a_stop_rule_ends_the_run_well_and_says_why(place, done):
     assert log(place) == before
 
 
-def test_a_generation_pod_that_is_deleted_is_replaced_and_nothing_is_committed_twice(place, done):
-    before = log(place)
-    name = place.submit(iterations="1", seed="3", judge_votes="64")  # so many that the pod is lost before it is done
+LONG = {"iterations": "1", "judge_votes": "64"}  # scores that take a while
+SCORES = {"stage": "03_gen_scores", "shard": "0/2"}
 
-    def generating(workflow):
-        """Its pod, once the stage has begun in it: one that is lost earlier Argo makes again within the same try."""
-        one = node(workflow, "generate-shard", stage="03_gen_scores", shard="0/2")
-        ids = [n["id"] for n in tries(workflow, one)] if one else []
+
+def scoring(place):
+    """A function that finds the pod of a shard of the scores in a workflow, once it has done a part of its work."""
+
+    def found(workflow):
+        one = node(workflow, "generate-shard", **SCORES)
+        begun = [n["id"] for n in tries(workflow, one) if not n["progress"].startswith("0/")] if one else []
         return [pod for pod in place.pods(workflow)
-                if pod.metadata.annotations["workflows.argoproj.io/node-id"] in ids
-                for container in pod.status.container_statuses or ()
-                if container.name == "main" and container.state.running]  # fmt: skip
+                if pod.metadata.annotations["workflows.argoproj.io/node-id"] in begun
+                and any(c.name == "main" and c.state.running for c in pod.status.container_statuses or ())]  # fmt: skip
 
-    pod = generating(place.wait(name, 900, generating))[0]
-    time.sleep(5)
-    client.CoreV1Api().delete_namespaced_pod(pod.metadata.name, place.name)
-    workflow = place.wait(name, 1200)
-    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
-    assert len(tries(workflow, node(workflow, "generate-shard", stage="03_gen_scores", shard="0/2"))) == 2
+    return found
+
+
+def went_on(place, workflow):
+    """Whether the last try of that shard began with what an earlier one had done."""
+    last = tries(workflow, node(workflow, "generate-shard", **SCORES))[-1]
+    (pod,) = [p for p in place.pods(workflow) if p.metadata.annotations["workflows.argoproj.io/node-id"] == last["id"]]
+    said = place.core.read_namespaced_pod_log(pod.metadata.name, place.name, container="main")
+    return re.search(r"going on in .* after [1-9]\d* of \d+ prompts", said)
+
+
+def all_committed_once(place, before, workflow):
     made = log(place)[: -len(before)]
     assert sorted(message for _, message in made) == sorted(f"M0 {stage}" for stage in STAGES)
     assert {commit for commit, _ in made} < set(outputs(workflow).values())
+
+
+@pytest.mark.parametrize("how", ["delete", "evict"])
+def test_a_lost_pod_is_replaced_goes_on_and_commits_once(place, done, how):
+    before = log(place)
+    name = place.submit(**LONG, seed={"delete": "3", "evict": "4"}[how])
+    pod = scoring(place)(place.wait(name, 900, scoring(place)))[0]
+    if how == "delete":
+        place.core.delete_namespaced_pod(pod.metadata.name, place.name)
+    else:
+        eviction = {"metadata": {"name": pod.metadata.name, "namespace": place.name}}
+        place.core.create_namespaced_pod_eviction(pod.metadata.name, place.name, body=eviction)
+    workflow = place.wait(name, 1200)
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    assert len(tries(workflow, node(workflow, "generate-shard", **SCORES))) == 2 and went_on(place, workflow)
+    all_committed_once(place, before, workflow)
+
+
+def test_after_a_stop_the_same_submit_goes_on(place, done):
+    before = log(place)
+    name = place.submit(**LONG, seed="5")
+    place.wait(name, 900, scoring(place))
+    place.argo("stop", name)
+    stopped = place.wait(name, 300)
+    assert stopped["status"]["phase"] == "Failed" and "Stop" in stopped["status"]["message"], told(stopped)
+    made = log(place)
+    assert [message for _, message in made[: -len(before)]] == [f"M0 {stage}" for stage in STAGES[2::-1]]
+    workflow = place.run(**LONG, seed="5")
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    assert went_on(place, workflow) and log(place)[-len(made) :] == made
+    all_committed_once(place, before, workflow)
+
+
+def test_a_server_that_is_away_for_a_minute_is_waited_for(place, done):
+    before = log(place)
+    name = place.submit(**LONG, seed="6")
+    place.wait(name, 900, scoring(place))
+    for replicas in (0, 1):
+        body = {"spec": {"replicas": replicas}}
+        client.AppsV1Api().patch_namespaced_deployment_scale("self-reward-oxen", place.name, body)
+        time.sleep(60 if not replicas else 0)
+    workflow = place.wait(name, 1200)
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    all_committed_once(place, before, workflow)
+
+
+def test_after_a_failure_argo_retry_goes_on(place, done):
+    """A wrong token is the user's error: one try, its words on the node; what was finished is not run again."""
+    before = log(place)
+    right = place.core.read_namespaced_secret("self-reward", place.name).data
+    name = place.submit(**LONG, seed="7")
+    place.wait(name, 900, scoring(place))
+    place.core.patch_namespaced_secret("self-reward", place.name, {"stringData": {"OXEN_TOKEN": "wrong"}})
+    try:
+        failed = place.wait(name, 900)
+    finally:
+        place.core.patch_namespaced_secret("self-reward", place.name, {"data": right})
+    assert failed["status"]["phase"] == "Failed", told(failed)
+    merge = tries(failed, node(failed, "merge", stage="03_gen_scores"))
+    assert len(merge) == 1 and "HTTP 401" in merge[0]["message"] and "exit code 2" in merge[0]["message"]
+    place.argo("retry", name)
+    workflow = place.wait(name, 1200)
+    assert workflow["status"]["phase"] == "Succeeded", told(workflow)
+    assert len(tries(workflow, node(workflow, "train", stage="00_sft"))) == 1
+    all_committed_once(place, before, workflow)

@@ -28,7 +28,7 @@ Workflow = dict[str, Any]
 
 def missing() -> list[str]:
     """What is not there for these tests, with how to get it."""
-    found = [f"{name} is not on the PATH" for name in ("kubectl",) if not shutil.which(name)]
+    found = [f"{name} is not on the PATH" for name in ("kubectl", "argo") if not shutil.which(name)]
     if not os.environ.get("TAG"):
         found.append(
             "TAG names no images: make build-images, then load or push them and give TAG=... IMAGE_REGISTRY=..."
@@ -57,6 +57,9 @@ class Place:
         self.volumes: list[str] = []
 
     def remove(self) -> None:
+        """With what the chart has made outside the namespace."""
+        command = [argo.helm(), "uninstall", "run", "--namespace", self.name, "--ignore-not-found"]
+        subprocess.run(command, check=True, capture_output=True)
         self.core.delete_namespace(self.name)
         for volume in self.volumes:
             self.core.delete_persistent_volume(volume)
@@ -86,6 +89,9 @@ class Place:
         ended = subprocess.run(command, capture_output=True, text=True)
         assert ended.returncode == 0, f"{' '.join(command)}: {ended.stderr}"
         return ended.stdout
+
+    def argo(self, *words: str) -> None:
+        subprocess.run(["argo", "--namespace", self.name, *words], check=True, capture_output=True)
 
     def controller_answers(self) -> bool:
         """Whether a workflow without a pod is picked up within half a minute."""
