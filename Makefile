@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 600
 READY := $(VENV)/.ready-$(DEVICE)
 TRIVY ?= trivy
 FLOW := argo/templates/self-reward.yaml
-VALUES := helm/self-reward/values.schema.json
+SCHEMA := helm/self-reward/values.schema.json
 
 ##@ Use
 
@@ -93,7 +93,7 @@ check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated file
 	$(VENV)/bin/hadolint images/*/Dockerfile
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
-	$(PYTHON) -m self_reward.parameters --schema $(VALUES) | diff $(VALUES) - || { echo '$(VALUES) is stale: make docs'; exit 1; }
+	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) | diff $(SCHEMA) - || { echo '$(SCHEMA) is stale: make docs'; exit 1; }
 
 .PHONY: scan
 scan: setup  ## Trivy over images/ and all that the chart renders: nothing of high severity (TRIVY=path of trivy)
@@ -114,7 +114,7 @@ format: setup  ## Format the code and mend what the linter can mend
 ##@ Images
 
 IMAGES ?= data model oxen-server proxy
-PREFIX ?= self-reward
+PREFIX := self-reward
 DIRTY = $(shell [[ -z "$$(git status --porcelain)" ]] || echo -dirty)
 TAG ?= $(shell git rev-parse --short HEAD)$(DIRTY)
 ENGINE ?= $(firstword $(foreach name,docker podman buildah,$(if $(shell $(name) info >/dev/null 2>&1 && echo yes),$(name))))
@@ -122,18 +122,24 @@ NO_ENGINE = no docker, podman or buildah answers here ("docker info" fails, say)
 # What an image is called here: podman and buildah say where from, docker does not.
 LOCAL = $(if $(filter docker,$(notdir $(ENGINE))),,localhost/)$(PREFIX)
 SERVER_BINARY ?=
+GIVEN := images/oxen-server/oxen-server
 LOAD ?= $(if $(KIND_CLUSTER),kind load docker-image --name $(KIND_CLUSTER))
 
-# Without SERVER_BINARY oxen-server is built from its crate, which takes 45 minutes on two cores.
+# Without SERVER_BINARY oxen-server is built from its crate, which takes 45 minutes on two cores. A program that was put
+# at $(GIVEN) by hand is taken, and never removed or replaced here.
 .PHONY: build-images
 build-images:  ## Build the images (DEVICE=cpu|gpu IMAGES="data model" TAG=... ENGINE=docker|podman|buildah SERVER_BINARY=path)
-	engine=$(or $(ENGINE),$(error $(NO_ENGINE))); tag=$(TAG); revision=$(shell git rev-parse HEAD)$(DIRTY); \
+	engine="$(or $(ENGINE),$(error $(NO_ENGINE)))"; tag=$(TAG); revision=$(shell git rev-parse HEAD)$(DIRTY); \
+	binary="$(if $(filter oxen-server,$(IMAGES)),$(SERVER_BINARY))"; \
+	if [[ -n "$$binary" && ! "$$binary" -ef $(GIVEN) ]]; then \
+	  [[ ! -e $(GIVEN) ]] || { echo "build-images: $(GIVEN) is there; remove it, or leave out SERVER_BINARY" >&2; exit 2; }; \
+	  trap 'rm -f $(GIVEN)' EXIT; \
+	  install "$$binary" $(GIVEN); \
+	fi; \
 	for name in $(IMAGES); do \
 	  flags=(--build-arg "REVISION=$$revision"); \
 	  if [[ $$name == model ]]; then flags+=(--build-arg DEVICE=$(DEVICE)); fi; \
-	  if [[ $$name == oxen-server && -n "$(SERVER_BINARY)" ]]; then \
-	    trap 'rm -f images/oxen-server/oxen-server' EXIT; \
-	    install "$(SERVER_BINARY)" images/oxen-server/oxen-server; \
+	  if [[ $$name == oxen-server && -n "$$binary" ]]; then \
 	    flags+=(--build-arg BUILDER=docker.io/library/debian:bookworm-slim); \
 	  fi; \
 	  $$engine build $(if $(filter buildah,$(notdir $(ENGINE))),--layers) $(BUILD_FLAGS) "$${flags[@]}" \
@@ -142,8 +148,8 @@ build-images:  ## Build the images (DEVICE=cpu|gpu IMAGES="data model" TAG=... E
 
 .PHONY: push-images
 push-images:  ## Push the images to REGISTRY/self-reward/NAME:TAG (REGISTRY=ghcr.io/me; PUSH_FLAGS=--tls-verify=false for plain http)
-	engine=$(or $(ENGINE),$(error $(NO_ENGINE))); tag=$(TAG); \
-	registry=$(or $(REGISTRY),$(error push-images: where to? REGISTRY=host/folder)); \
+	engine="$(or $(ENGINE),$(error $(NO_ENGINE)))"; tag=$(TAG); \
+	registry=$(patsubst %/,%,$(or $(REGISTRY),$(error push-images: where to? REGISTRY=host/folder))); \
 	for name in $(IMAGES); do \
 	  $$engine tag $(LOCAL)/$$name:$$tag $$registry/$(PREFIX)/$$name:$$tag; \
 	  $$engine push $(PUSH_FLAGS) $$registry/$(PREFIX)/$$name:$$tag; \
@@ -161,7 +167,7 @@ load-images:  ## Copy the images onto a cluster's nodes (KIND_CLUSTER=name, or L
 docs: setup  ## Write what is generated from self_reward/parameters.py: docs/parameters.md, parts of argo/ and helm/
 	$(PYTHON) -m self_reward.parameters > docs/parameters.md
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) > $(VENV)/made && cp $(VENV)/made $(FLOW)
-	$(PYTHON) -m self_reward.parameters --schema $(VALUES) > $(VENV)/made && cp $(VENV)/made $(VALUES)
+	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) > $(VENV)/made && cp $(VENV)/made $(SCHEMA)
 
 # torchvision, torchaudio and torchcodec of the registry do not fit torch's CUDA build and break trl and peft.
 .PHONY: pins

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +49,11 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0].upper(), line.split(None, 1)[1].strip()) for line in text.splitlines() if line]
 
 
+def environment_of(text: str) -> dict[str, str]:
+    lines = [rest for word, rest in instructions(text) if word == "ENV"]
+    return dict(pair.split("=", 1) for rest in lines for pair in re.findall(r'\w+=(?:"[^"]*"|\S+)', rest))
+
+
 def problems(text: str) -> list[str]:
     """What in a Dockerfile breaks our rules."""
     found = []
@@ -74,12 +79,7 @@ def problems(text: str) -> list[str]:
     for word, rest in last_stage:
         if word in ("ENV", "ARG") and re.search(r"(?i)(token|password|secret)\w*=\S", rest):
             found.append(f"{word} {rest}: a secret in an image")
-    environment = dict(
-        pair.split("=", 1)
-        for word, rest in last_stage
-        if word == "ENV"
-        for pair in re.findall(r'\w+=(?:"[^"]*"|\S+)', rest)
-    )
+    environment = environment_of(text)
     for name, value in environment.items():
         if re.search(r"(HOME|CACHE\w*|CONFIG_DIR|CONFIG_ROOT|CONFIGDIR|TMPDIR)$", name) and not value.startswith(
             "/tmp"
@@ -159,6 +159,11 @@ def test_the_images_hold_what_their_pods_run():
         copied = {f"COPY {folder} {folder}" for folder in ("self_reward", "stages", "presets", "demo")}
         assert {*copied, "COPY images/self-reward /usr/local/bin/self-reward"} <= set(lines)
         assert any("PYTHONPATH=/app" in line for line in lines)
+        compiles = [line for line in lines if "-m compileall" in line and "--invalidation-mode unchecked-hash" in line]
+        of_packages, of_ours = compiles  # once what pip has brought, once what is copied last
+        assert "/usr/local/lib/python3.11 " in of_packages and of_ours.endswith(" self_reward stages demo")
+        place = [lines.index(of_packages), lines.index("COPY self_reward self_reward"), lines.index(of_ours)]
+        assert place == sorted(place) and "pip install" in " ".join(lines[: place[0]])
     assert re.search(r'"\$DEVICE" = gpu .* gcc libc6-dev; *else .* libnuma1;', run_lines("model"))
     assert "STOPSIGNAL SIGQUIT" in run_lines("proxy")
     assert "BIND_ADDRESS=127.0.0.1" in run_lines("oxen-server")
@@ -166,39 +171,146 @@ def test_the_images_hold_what_their_pods_run():
         assert script.read_text().splitlines()[-1].startswith("exec "), script
 
 
+# The root file system is read-only: what a library writes to goes below /tmp (that it does is a rule of `problems`).
+WRITTEN = {
+    "data": "HOME TMPDIR XDG_CACHE_HOME HF_HOME OXEN_CONFIG_DIR",
+    "model": "HOME TMPDIR XDG_CACHE_HOME HF_HOME OXEN_CONFIG_DIR TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR"
+    " VLLM_CACHE_ROOT VLLM_CONFIG_ROOT MPLCONFIGDIR",
+    "oxen-server": "HOME TMPDIR OXEN_CONFIG_DIR",
+    "proxy": "TMPDIR",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_has_a_place(name):
+    environment = environment_of((ROOT / f"images/{name}/Dockerfile").read_text())
+    assert [variable for variable in WRITTEN[name].split() if variable not in environment] == []
+    if name in ("data", "model"):
+        assert environment["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
 # ---- make
 
 
-def make(folder: Path, *words: str) -> list[str]:
-    """The engine's commands; `echo` stands for an engine, and its name for that of podman or buildah."""
+@pytest.fixture
+def make(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `make` in a repository that holds the Makefile alone, with programs that say how they were called."""
+    programs, folder = tmp_path / "programs", tmp_path / "repository"
+    programs.mkdir()
+    (folder / "images/oxen-server").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", folder)
     subprocess.run(["git", "init", "--quiet", folder], check=True)
-    alone = {"PATH": os.environ["PATH"], "HOME": str(folder)}  # without what a `make test` around this hands down
-    ended = subprocess.run(["make", "--silent", *words], cwd=folder, env=alone, capture_output=True, text=True)
+    commit = ["git", "-c", "user.name=x", "-c", "user.email=x", "commit", "--quiet", "--allow-empty", "--message=x"]
+    subprocess.run(commit, cwd=folder, check=True)
+
+    def program(name: str, first_line: str = "") -> None:
+        (programs / name).write_text(f'#!/bin/sh\n{first_line}\necho {name} "$@"\n')
+        (programs / name).chmod(0o755)
+
+    def run(*words: str, engine: str = "", environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        """`engine`: the one that answers here."""
+        for name in ("docker", "podman", "buildah"):
+            program(name, f'[ "$1" != info ] || exit {int(name != engine)}')
+        program("kind")
+        program("sudo")
+        program("see", "cat images/oxen-server/oxen-server; echo")
+        # without what a `make test` around this hands down
+        alone = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder), **(environment or {})}
+        command = ["make", "--silent", *words]
+        return subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True)
+
+    run.folder = folder
+    return run
+
+
+def lines(ended: subprocess.CompletedProcess) -> list[str]:
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()
 
 
-def test_make_builds_pushes_and_loads_the_images(tmp_path):
-    given = tmp_path / "images/oxen-server/oxen-server"
-    given.parent.mkdir(parents=True)
-    given.write_text("put there by hand")
-    built = make(tmp_path, "build-images", "ENGINE=echo", "TAG=v1", "DEVICE=gpu")
-    assert [line.split()[-2] for line in built] == [f"localhost/self-reward/{n}:v1" for n in NAMES]
-    assert ["--build-arg DEVICE=gpu" in line for line in built] == [name == "model" for name in NAMES]
-    assert given.read_text() == "put there by hand"
-
-    (tmp_path / "program").write_text("another")
-    (built,) = make(tmp_path, "build-images", "ENGINE=echo", "IMAGES=oxen-server", f"SERVER_BINARY={tmp_path}/program")
-    assert "BUILDER=docker.io/library/debian:bookworm-slim" in built and not given.exists()
-
-    pushed = make(tmp_path, "push-images", "ENGINE=echo", "TAG=v1", "IMAGES=data", "REGISTRY=example.org/me")
-    assert pushed == [
-        "tag localhost/self-reward/data:v1 example.org/me/self-reward/data:v1",
-        "push example.org/me/self-reward/data:v1",
+@pytest.mark.parametrize(
+    "engine, place", [("docker", ""), ("podman", "localhost/"), ("buildah", "localhost/")], ids=str
+)
+def test_make_builds_pushes_and_loads_with_the_engine_that_answers(engine, place, make):
+    built = lines(make("build-images", "TAG=v1", "DEVICE=gpu", engine=engine))
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=make.folder, capture_output=True, text=True).stdout
+    assert built == [
+        f"{engine} build {'--layers ' if engine == 'buildah' else ''}--build-arg REVISION={revision.strip()}-dirty "
+        f"{'--build-arg DEVICE=gpu ' if name == 'model' else ''}--file images/{name}/Dockerfile "
+        f"--tag {place}self-reward/{name}:v1 ."
+        for name in NAMES
     ]
-    loaded = make(tmp_path, "load-images", "ENGINE=echo", "TAG=v1", "IMAGES=data", "LOAD=echo to the nodes")
-    assert loaded == ["to the nodes localhost/self-reward/data:v1"]
+    pushed = lines(make("push-images", "TAG=v1", "IMAGES=data", "REGISTRY=example.org/me/", engine=engine))
+    assert pushed == [
+        f"{engine} tag {place}self-reward/data:v1 example.org/me/self-reward/data:v1",
+        f"{engine} push example.org/me/self-reward/data:v1",
+    ]
+    loaded = lines(make("load-images", "TAG=v1", "IMAGES=data", "KIND_CLUSTER=mine", engine=engine))
+    assert loaded == [f"kind load docker-image --name mine {place}self-reward/data:v1"]
+    loaded = lines(make("load-images", "TAG=v1", "IMAGES=data", "LOAD=echo to the nodes", engine=engine))
+    assert loaded == [f"to the nodes {place}self-reward/data:v1"]
+
+
+def test_an_engine_may_be_several_words_and_the_images_names_are_ours(make):
+    here = {"PREFIX": "/usr/local"}
+    words = ["IMAGES=data", "TAG=v1", "ENGINE=sudo docker"]
+    (built,) = lines(make("build-images", *words, environment=here))
+    assert built.startswith("sudo docker build ") and built.endswith(" --tag self-reward/data:v1 .")
+    pushed = lines(make("push-images", *words, "REGISTRY=example.org", environment=here))
+    assert pushed[-1] == "sudo docker push example.org/self-reward/data:v1"
+
+
+@pytest.mark.parametrize(
+    "target, engine, said",
+    [
+        ("build-images", "", "no docker, podman or buildah answers here"),
+        ("push-images", "docker", "where to? REGISTRY="),
+        ("load-images", "docker", "which cluster? KIND_CLUSTER=name"),
+    ],
+)
+def test_make_says_what_it_lacks(target, engine, said, make):
+    ended = make(target, engine=engine)
+    assert (ended.returncode, ended.stdout) == (2, "") and said in ended.stderr
+
+
+def test_the_variables_of_the_cluster_tests_reach_them(make):
+    """make hands an environment variable down with the value that its own variable of that name has."""
+    (make.folder / "Makefile").open("a").write("\nshow:\n\tenv\n")
+    names = re.findall(r"`([A-Z_]+)(?:=1)?`", (ROOT / "tests/cluster/README.md").read_text())
+    assert {"KUBECONFIG", "TAG", "IMAGE_REGISTRY", "VALUES", "HOST_PATH", "KEEP"} <= set(names)
+    shown = lines(make("show", environment=dict.fromkeys(names, "given")))
+    assert [name for name in names if f"{name}=given" not in shown] == []
+
+
+def test_a_server_that_is_there_goes_into_its_image_and_not_into_the_folder(make, tmp_path):
+    given = make.folder / "images/oxen-server/oxen-server"
+    (tmp_path / "program").write_text("a program")
+    words = ["IMAGES=oxen-server", f"SERVER_BINARY={tmp_path}/program"]
+    put, built = lines(make("build-images", "ENGINE=see", *words))
+    assert put == "a program" and "--build-arg BUILDER=docker.io/library/debian:bookworm-slim" in built
+    assert not given.exists() and (tmp_path / "program").read_text() == "a program"
+    assert make("build-images", "IMAGES=oxen-server", "SERVER_BINARY=missing", engine="docker").returncode == 2
+    assert not given.exists()
+
+
+@pytest.mark.parametrize(
+    "binary, said",
+    [
+        ("", None),
+        ("images/oxen-server/oxen-server", None),
+        ("missing", "oxen-server is there; remove it, or leave out SERVER_BINARY"),
+        ("Makefile", "oxen-server is there; remove it, or leave out SERVER_BINARY"),
+    ],
+)
+def test_a_server_that_was_put_there_by_hand_stays(binary, said, make):
+    given = make.folder / "images/oxen-server/oxen-server"
+    given.write_text("put there by hand")
+    ended = make("build-images", "IMAGES=oxen-server", f"SERVER_BINARY={binary}", engine="docker")
+    assert given.read_text() == "put there by hand"
+    if said:
+        assert (ended.returncode, ended.stdout) == (2, "") and said in ended.stderr
+    else:
+        assert len(lines(ended)) == 1 and ("BUILDER=" in ended.stdout) == bool(binary)
 
 
 # ---- What is sent to a build, and what is installed
