@@ -16,7 +16,6 @@ PYTHON := $(VENV)/bin/python
 FUZZ ?= parse_score parse_prompts jsonl parameters read_partial
 FUZZ_SECONDS ?= 600
 READY := $(VENV)/.ready-$(DEVICE)
-TRIVY ?= trivy
 FLOW := argo/templates/self-reward.yaml
 SCHEMA := helm/self-reward/values.schema.json
 
@@ -85,7 +84,7 @@ test-disk: setup  ## A full disk at every write of every stage, about an hour (D
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.disk_full --keep_going $(DISK_ARGS)
 
 .PHONY: check
-check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated files
+check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated files, what Trivy finds
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -94,16 +93,18 @@ check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated file
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) | diff $(SCHEMA) - || { echo '$(SCHEMA) is stale: make docs'; exit 1; }
+	$(MAKE) --no-print-directory scan
 
 .PHONY: scan
-scan: setup  ## Trivy over images/ and all that the chart renders: nothing of high severity (TRIVY=path of trivy)
+scan: setup  ## Trivy over images/ and all that the chart renders: nothing of high severity
 	folder=$$(mktemp -d); trap 'rm -r "$$folder"' EXIT; \
 	for values in helm/self-reward/ci/*-values.yaml; do \
 	  $(VENV)/bin/helm template self-reward helm/self-reward --set checkArgo=false --values "$$values" > "$$folder/$${values##*/}" 2>"$$folder/log" \
 	    || { cat "$$folder/log"; exit 1; }; \
 	done; \
 	for place in "$$folder" images; do \
-	  $(TRIVY) config --quiet --skip-check-update --severity HIGH,CRITICAL --exit-code 1 "$$place"; \
+	  $(VENV)/bin/trivy config --quiet --skip-check-update --skip-version-check --disable-telemetry --table-mode detailed \
+	    --severity HIGH,CRITICAL --exit-code 1 "$$place"; \
 	done
 
 .PHONY: format
