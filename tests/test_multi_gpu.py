@@ -167,7 +167,7 @@ def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(mod
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(model), str(tmp_path)]
     # the parent alone is killed: its children must not go on
     assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
-    assert gone(str(tmp_path), 5)
+    assert gone(str(tmp_path), 60)
     partial = tmp_path / "partial"
     last = max(
         int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / training.COMPLETE).exists()
@@ -204,7 +204,7 @@ def test_a_process_that_is_killed_ends_the_training_at_once_with_try_again(model
 
     with pytest.raises(TryAgain, match="process 1 of 2 of this training was ended by SIGKILL"):
         train("dpo", model, tmp_path / "out", "lora", max_steps=5000, processes=2, progress=kill_one)
-    assert time.monotonic() - killed_at[0] < 20  # and not the minutes of 5,000 steps
+    assert time.monotonic() - killed_at[0] < 60  # and not the minutes of 5,000 steps
     assert not (tmp_path / "out").exists()
 
 
@@ -421,15 +421,15 @@ def test_the_stage_ended_by_sigterm_leaves_no_process_and_goes_on(model, tmp_pat
     environment = {**os.environ, MARK: str(tmp_path), "TERMINATION_LOG": str(tmp_path / "log")}
     process = subprocess.Popen([str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True)
     work = tmp_path / "cache/work"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not list(work.glob(f"*/*/partial/checkpoint-*/{training.COMPLETE}")):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.05)
     assert len(marked(str(tmp_path))) == 3
     begin = time.monotonic()
     process.terminate()
-    assert process.wait(10) == 143
-    assert gone(str(tmp_path), 10 - (time.monotonic() - begin))
+    assert process.wait(30) == 143
+    assert gone(str(tmp_path), 30 - (time.monotonic() - begin))
     assert process.stderr and "ended by SIGTERM; run again" in process.stderr.read()
 
     ended = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
