@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,6 +28,7 @@ from self_reward.disk import is_full
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import index
 from self_reward.store.errors import Auth, Conflict, Corrupt, Network, NotFound, ServerError
+from self_reward.store.server import Server
 from tests import disk_full, fake_oxen, servers
 from tests.fake_oxen import FakeOxen
 from tests.place import MANIFEST, PROMPTS, SEEDS, Place
@@ -85,7 +87,7 @@ def in_time(seconds=SHORT + LATE):
     assert time.monotonic() - started < seconds
 
 
-def wait_until(done, seconds=3.0):
+def wait_until(done, seconds=30.0):
     end = time.monotonic() + seconds
     while not done() and time.monotonic() < end:
         time.sleep(0.01)
@@ -432,6 +434,33 @@ def test_a_branch_that_is_removed_just_before_the_commit_is_not_made_again(repo)
     assert list(branches) == ["main"] and repo.workspaces() == []
 
 
+def test_a_last_try_that_comes_too_late_does_not_hide_what_the_server_said(repo, monkeypatch):
+    """A pause may end after the operation's time."""
+    monkeypatch.setattr(Server, "_pause", lambda self, _: time.sleep(max(0, self.deadline - time.monotonic())))
+    repo.fake.fail("GET", "/dir/", "500", times=None)
+    with pytest.raises(ServerError, match="told to answer 500.*store_timeout"):
+        resolve(repo, timeout=SHORT)
+
+
+def test_a_connection_that_is_made_when_the_operation_is_over_is_not_used(repo, monkeypatch):
+    """A handshake may take long; then nobody would end the wait for an answer."""
+    connect = urllib3.connection.HTTPConnection.connect
+    slow = threading.Event()
+
+    def late(self):
+        connect(self)
+        if not slow.is_set():
+            slow.set()
+            time.sleep(1)
+
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "connect", late)
+    repo.fake.fail("GET", "/branches/main$", "hang", times=None)
+    with contextlib.closing(Server(repo.store().address, None, seconds=60)) as server:
+        threading.Timer(0.5, server.stop).start()
+        with in_time(20), pytest.raises(Network):
+            server.ask("GET", "/branches/main")
+
+
 @pytest.mark.parametrize("how", ["503", "hang"])
 @pytest.mark.parametrize("operation", [push, pull], ids=lambda one: one.__name__)
 def test_a_refusal_of_one_request_ends_the_ones_beside_it(repo, monkeypatch, operation, how):
@@ -440,11 +469,18 @@ def test_a_refusal_of_one_request_ends_the_ones_beside_it(repo, monkeypatch, ope
     repo.put(**{f"M0/eval/{i}": str(i) for i in range(6)})
     method, where = ("PUT", "/parts/{}$") if operation is push else ("GET", "/file/.*/M0/eval/{}$")
     beside = repo.fake.fail(method, where.format(2), how, times=None)
-    repo.fake.fail(method, where.format(5), "403", times=None)
-    # Four begin together. The others of them wait for 2, so that on no machine 5 is refused before 2 is there.
-    repo.fake.fail(method, where.format("[0-9]+"), lambda: wait_until(lambda: beside.hits), times=None)
-    with in_time(10), pytest.raises(Auth, match="OXEN_TOKEN"):
-        operation(repo)
+    repo.fake.fail(method, where.format(4), "403", times=None)
+    plain = repo.fake.fault
+
+    def after_the_one_beside(method, path):
+        how = plain(method, path)
+        if how == "403":  # the one beside it was begun earlier, but its thread may have to wait for a core
+            wait_until(lambda: beside.hits)
+        return how
+
+    monkeypatch.setattr(repo.fake, "fault", after_the_one_beside)
+    with in_time(50), pytest.raises(Auth, match="OXEN_TOKEN"):  # tried to its end it takes 70 s: no pause is above 30
+        operation(repo, timeout=100)
     assert beside.hits
 
 

@@ -51,8 +51,8 @@ class Server:
         self._headers = {"User-Agent": "self-reward"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = token is not None
         self._sockets: list[socket.socket] = []
-        self._pool = _pool(address, self._sockets)
         self._stopped = threading.Event()
+        self._pool = _pool(address, self._sockets, self._stopped)
         self._timer = threading.Timer(max(seconds, 0) + 0.5, self.stop)  # a read that is just over says more
         self._timer.daemon = True
         self._timer.start()
@@ -103,11 +103,18 @@ class Server:
 
     def again(self, attempt: Callable[[], T]) -> T:
         """Call `attempt` until it raises nothing that may pass, or the operation's time is over."""
+        before: list[BaseException] = []  # what the tries before the last one ended with
+
+        def say(state: RetryCallState) -> None:
+            if state.outcome and (found := state.outcome.exception()):
+                before.append(found)
+            self._say(state)
+
         attempts = Retrying(
             retry=retry_if_exception(_may_pass),
             wait=_wait,
             stop=lambda state: time.monotonic() + state.upcoming_sleep >= self.deadline,
-            before_sleep=self._say,
+            before_sleep=say,
             sleep=self._pause,
             reraise=True,
         )
@@ -116,6 +123,8 @@ class Server:
         except (Network, ServerError) as error:
             if not error.passes:
                 raise
+            if "store_timeout" in str(error) and before and isinstance(before[-1], Network | ServerError):
+                error = before[-1]  # the last try came too late to say anything of the server
             text = str(error)
             if "store_timeout" not in text:
                 text += f". Given up: store_timeout = {self.seconds:g} s is over, or would be with the next pause"
@@ -282,18 +291,23 @@ class _Answer:
             self.response.close()
 
 
-def _pool(address: Address, sockets: list[socket.socket]) -> urllib3.PoolManager:
-    """`sockets`: where each connection is noted."""
+def _pool(address: Address, sockets: list[socket.socket], stopped: threading.Event) -> urllib3.PoolManager:
+    """`sockets`: where each connection is noted; none is used that is made when the operation is `stopped`."""
+
+    def note(sock: socket.socket) -> None:
+        sockets.append(sock)
+        if stopped.is_set():
+            raise OSError("the operation is over")
 
     class Http(urllib3.connection.HTTPConnection):
         def connect(self) -> None:
             super().connect()
-            sockets.append(self.sock)
+            note(self.sock)
 
     class Https(urllib3.connection.HTTPSConnection):
         def connect(self) -> None:
             super().connect()
-            sockets.append(self.sock)
+            note(self.sock)
 
     class HttpPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Http
