@@ -513,6 +513,11 @@ def contradictions(parameters: Run) -> list[str]:
             found.append(f"{batch} = {values[batch]}{on} is not a multiple of {micro} = {values[micro]}")
     if values.get("score_max") is not None and values["score_min"] == values["score_max"]:
         found.append(f"score_min and score_max are both {values['score_min']}: such a scale tells nothing apart")
+    if values.get("sampler") == "transformers" and values["generate_gpus"] > 1:
+        found.append(
+            f"generate_gpus = {values['generate_gpus']}: the transformers sampler uses one GPU; set generate_gpus to "
+            "1, or sampler to vllm"
+        )
     for votes in ("judge_votes", "eval_judge_votes"):
         if values.get("judge_temperature") == 0 and values.get(votes, 1) > 1:
             found.append(f"judge_temperature = 0 makes all {votes} equal; set {votes} to 1 or a temperature above 0")

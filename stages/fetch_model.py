@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def fetch(p: parameters.Plan) -> None:
-    from self_reward import loading
+    from self_reward import loading, sampler
 
     started = time.monotonic()
     repository = stage.open_data_repo(p)
@@ -34,6 +34,8 @@ def fetch(p: parameters.Plan) -> None:
     with stage.scratch_folder(p, "fetch-model") as folder:
         run = stage.Run("fetch_model", inputs, base, repository, snapshot, folder)
         place = loading.base_folder(run, p)
+    if problems := sampler.tensor_parallel_problems(place, p.generate_gpus):
+        raise UserError(problems)
     print(f"fetch_model  {time.monotonic() - started:.1f} s  {base} is in {place}")
 
 

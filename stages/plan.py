@@ -183,7 +183,7 @@ def check_hub_model(p) -> None:
 
 def check_base_model(p, inputs, repository, snapshot) -> None:
     """That the base model is there and can be loaded without running its code; a checkpoint may stand on another."""
-    from self_reward import base_model
+    from self_reward import base_model, sampler
 
     folder = inputs.paths.get("base")
     on_server = folder and store.is_remote(p.data_repo)
@@ -200,12 +200,14 @@ def check_base_model(p, inputs, repository, snapshot) -> None:
                 scratch / folder,
                 trust_remote_code=p.trust_remote_code,
                 elsewhere={path.rpartition("/")[2] for path in set(files) - set(small)},
-            )
+            ) or sampler.tensor_parallel_problems(scratch / folder, p.generate_gpus)
             if problems:
                 raise UserError([problem.replace(str(scratch / folder), folder) for problem in problems])
     elif folder:  # here its files can be looked at without a copy
         local = Path(p.data_repo).expanduser() / folder
-        problems = base_model.folder_problems(local, trust_remote_code=p.trust_remote_code)
+        problems = base_model.folder_problems(
+            local, trust_remote_code=p.trust_remote_code
+        ) or sampler.tensor_parallel_problems(local, p.generate_gpus)
         if problems:
             raise UserError([problem.replace(str(local), folder) for problem in problems])
 

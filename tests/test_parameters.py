@@ -170,6 +170,7 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
         ("00_sft", ["--sft_epochs", "inf"], "must be a finite number"),
         ("00_sft", ["--branch", "a..b"], "no name for a branch"),
         ("06_evaluate", ["--judge_temperature", "0", "--eval_judge_votes", "2"], "set eval_judge_votes to 1"),
+        ("plan", ["--sampler", "transformers", "--generate_gpus", "2"], "2: the transformers sampler uses one GPU"),
         ("plan", ["--max_pairs", "3"], "max_pairs = 3 needs 6 responses to a prompt, responses_per_prompt = 4"),
         ("plan", ["--min_margin", "3", "--score_min", "2"], "scores differ by 3 at most"),
         ("plan", ["--responses_per_prompt", "1"], "greater than or equal to 2"),

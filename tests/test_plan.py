@@ -247,6 +247,15 @@ def test_the_plan_pod_is_not_where_models_run(place, files, step):
     assert code == 0, err
 
 
+def test_a_model_that_cannot_be_divided_over_the_gpus_is_found_before_any_is_asked_for(place, files, step):
+    place.store.create()
+    commit = put(place, files)
+    for program, flags in (("plan", ["--in_cluster"]), ("fetch_model", ["--revision", commit])):
+        code, _, err = step.run(program, *flags, generate_gpus="3", check_nodes="false")
+        assert code == 2 and "num_attention_heads" in err and "cannot be divided by it" in err, err
+        assert step.run(program, *flags, generate_gpus="2", check_nodes="false")[0] == 0
+
+
 def test_the_base_model_is_fetched_once_into_the_cache(place, files, step):
     place.store.create()
     commit = put(place, files)

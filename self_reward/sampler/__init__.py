@@ -78,12 +78,10 @@ def _has_cuda_device() -> bool:
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _tensor_parallel_problems(engine: str, model_dir: Path, size: int) -> list[str]:
+def tensor_parallel_problems(model_dir: Path, size: int) -> list[str]:
     """Why the model cannot be divided over `size` GPUs. vLLM says so too, but later, and names one number alone."""
     if size <= 1:
         return []
-    if engine != "vllm":
-        return [f"generate_gpus = {size}: the {engine} sampler uses one GPU; set generate_gpus to 1, or sampler: vllm"]
     config = json.loads((model_dir / "config.json").read_bytes())
     config |= config.get("text_config") or {}
     problems = []
@@ -118,7 +116,12 @@ def load(
     engine = resolve_engine(engine)
     if not (Path(model_dir) / "config.json").is_file():
         raise UserError(f"{model_dir}: no config.json there; expected a Hugging Face model folder")
-    if problems := _tensor_parallel_problems(engine, Path(model_dir), tensor_parallel_size):
+    if engine != "vllm" and tensor_parallel_size > 1:
+        raise UserError(
+            f"generate_gpus = {tensor_parallel_size}: the {engine} sampler uses one GPU; set generate_gpus to 1, or "
+            "sampler: vllm"
+        )
+    if problems := tensor_parallel_problems(Path(model_dir), tensor_parallel_size):
         raise UserError(problems)
     if engine == "vllm":
         from self_reward.sampler.vllm import VllmSampler
