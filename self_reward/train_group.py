@@ -166,21 +166,23 @@ def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
     found: list[dict[str, Any]] = [json.loads(file.read_bytes()) for file in folder.glob("error-*.json")]
     kinds = ["user", "again", "memory", "system", "other"]
     error = min(found, default=None, key=lambda error: (kinds.index(error["kind"]), error["time"]))
-    if killed and (error is None or error["kind"] not in ("user", "again")):  # by others: we have killed none yet
-        rank, number = next(iter(killed.items()))
-        name = signal.Signals(number).name
-        if number in PASSED_BY:
-            raise TryAgain(
-                f"process {rank} of {len(children)} of this training was ended by {name}"
-                + (" (for want of memory?)" if number == signal.SIGKILL else "")
-                + "; run again to go on from the last checkpoint"
-            )
-        raise RuntimeError(
-            f"process {rank} of {len(children)} of this training was ended by {name}:\n{_tail(folder, rank)}"
+    passing = {rank: number for rank, number in killed.items() if number in PASSED_BY}
+    if passing and (error is None or error["kind"] not in ("user", "again")):  # by others: we have killed none yet
+        rank, number = next(iter(passing.items()))
+        raise TryAgain(
+            f"process {rank} of {len(children)} of this training was ended by {signal.Signals(number).name}"
+            + (" (for want of memory?)" if number == signal.SIGKILL else "")
+            + "; run again to go on from the last checkpoint"
         )
     full = any(child.returncode == DISK_FULL for child in children)
     if full and (error is None or error["kind"] not in ("user", "again")):
         raise TryAgain(disk.in_words(folder))
+    if error is None and killed:  # one that aborts after another's error (NCCL's watchdog does) does not hide that
+        rank, number = next(iter(killed.items()))
+        raise RuntimeError(
+            f"process {rank} of {len(children)} of this training was ended by {signal.Signals(number).name}:\n"
+            f"{_tail(folder, rank)}"
+        )
     if error is None:
         rank = next(rank for rank, child in enumerate(children) if child.returncode)
         code = children[rank].returncode

@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -133,6 +134,7 @@ def train_sft(
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},  # rows have their labels
         )
+        _keep_results_whole(arguments)
         model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
         return _SFTTrainer(
             model=model,
@@ -268,6 +270,7 @@ def train_dpo(
             disable_dropout=dropout == 0,
             precompute_ref_log_probs=precompute_reference,
         )
+        _keep_results_whole(arguments)
         second = finetune == "full" and not precompute_reference
         model = _load(model_dir, finetune, dropout, bool(arguments.bf16), trust_remote_code)
         return _DPOTrainer(
@@ -466,8 +469,9 @@ def _arguments(
     }
 
 
-# Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold whole ones. FSDP2, since
-# transformers drops the first version. Has not been run: it takes GPUs.
+# Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold whole ones. (The
+# reference of full DPO, which TRL divides itself, is gathered as a whole at each of its forward passes.) FSDP2, since
+# transformers drops the first version. Tests run it on CPU processes; it has not been run on GPUs.
 _FSDP: dict[str, Any] = {
     "fsdp": True,
     "fsdp_config": {
@@ -478,6 +482,15 @@ _FSDP: dict[str, Any] = {
         "state_dict_type": "FULL_STATE_DICT",
     },
 }
+
+
+def _keep_results_whole(arguments: Any) -> None:
+    """With FSDP in bf16 accelerate would also round what the model returns, of which DPO's log-probabilities are made
+    (a sum over an answer is then off by whole units), and add gradients up in bf16."""
+    if arguments.fsdp_plugin_args and arguments.bf16:
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
 
 
 def _load(model_dir: Path, finetune: str, dropout: float, bf16: bool, trust_remote_code: bool) -> Any:
@@ -571,7 +584,7 @@ def _train(
         else:
             trainer, micro = with_smaller_batches(attempt, micro_batch_size)
         model, weights = trainer.model, None
-        if trainer.is_fsdp_enabled:  # each process gives its share. Has not been run, as the whole of FSDP
+        if trainer.is_fsdp_enabled:  # each process gives its share
             weights = trainer.accelerator.get_state_dict(model)
             model = trainer.accelerator.unwrap_model(model)
         if trainer.args.process_index == 0:
@@ -664,11 +677,12 @@ def _save(
             if weights is None:
                 model.to(dtype)
             else:
-                model.config.dtype = dtype
-                weights = {name: weight.to(dtype) for name, weight in weights.items()}
+                tied = getattr(model, "all_tied_weights_keys", None) or {}
+                weights = {name: weight.to(dtype) for name, weight in weights.items() if name not in tied}
             model.save_pretrained(part, state_dict=weights, max_shard_size=FILE_SIZE)
             before = json.loads((model_dir / "config.json").read_bytes())
             config = json.loads((part / "config.json").read_bytes())
+            config["dtype"] = str(dtype).removeprefix("torch.")
             for name in DROPOUTS:  # the dropout of this training is no property of the model
                 if name in before:
                     config[name] = before[name]

@@ -1,5 +1,6 @@
-"""Training over several processes, on CPU: accelerate's DDP over gloo. FSDP takes GPUs and is not run here."""
+"""Training over several processes, on CPU: accelerate's DDP over gloo, and FSDP as on GPUs, but over gloo."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -77,6 +78,12 @@ def gone(value: str, seconds: float) -> bool:
 # the second one short), with 5 (two and one, the last one short, one process has nothing left), and with 1 of 25.
 CASES = [("sft", "lora", 29), ("sft", "full", 27), ("sft", "full", 25), ("dpo", "lora", 29), ("dpo", "full", 27),
          ("dpo", "lora", 25)]  # fmt: skip
+FSDP_CASES = [
+    ("sft", "full", 27, "fp32"),
+    ("dpo", "lora", 29, "fp32"),
+    ("dpo", "full", 27, "fp32"),
+    ("dpo", "lora", 25, "bf16"),
+]
 ALL_CASES = """
 import json, os, sys
 from pathlib import Path
@@ -96,24 +103,114 @@ for what, finetune, count in t.CASES:
 """
 
 
-@pytest.fixture(scope="module")
-def by_two(model, tmp_path_factory) -> Path:
-    """All cases trained by two processes, started once since that takes longest."""
-    folder = tmp_path_factory.mktemp("two")
+FSDP = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from self_reward import train_worker
+train_worker.join(Path(sys.argv[3]) / "meeting")
+import test_multi_gpu as t
+t.use_fsdp_on_cpu()
+for what, finetune, count, precision in t.FSDP_CASES:
+    out = Path(sys.argv[3]) / f"{what}-{finetune}-{count}-{precision}"
+    partial = Path(sys.argv[3]) / f"{out.name}.partial"
+    with t.in_precision(precision):
+        metrics = t.train(what, Path(sys.argv[2]), out, finetune, count, epochs=2.0, processes=2)
+        t.train(what, Path(sys.argv[2]), Path(f"{out}-cut"), finetune, count, epochs=2.0, processes=2,
+                checkpoint_dir=partial, checkpoint_steps=3)  # its last checkpoint but the end's is at step 6
+        t.train(what, Path(sys.argv[2]), Path(f"{out}-again"), finetune, count, epochs=2.0, processes=2,
+                checkpoint_dir=partial, checkpoint_steps=3)
+    if os.environ["RANK"] == "0":
+        (out / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+
+def use_fsdp_on_cpu() -> None:
+    """accelerate keeps FSDP for GPUs, in one line; all else of it, and torch's FSDP2 itself, runs over gloo."""
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    made = state.AcceleratorState.__init__
+
+    def init(self, *words, fsdp_plugin=None, **more):
+        made(self, *words, fsdp_plugin=fsdp_plugin, **more)
+        if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin, self.distributed_type = fsdp_plugin, DistributedType.FSDP
+            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.AcceleratorState.__init__ = init
+    arguments, last = training._arguments, training._last_checkpoint
+    training._arguments = lambda **given: arguments(**given) | training._FSDP
+    training._last_checkpoint = lambda work, sharded: last(work, True)
+
+
+@contextlib.contextmanager
+def in_precision(precision):
+    """Training in bf16, which the product does on GPUs alone."""
+    arguments = training._arguments
+    if precision == "bf16":
+        training._arguments = lambda **given: arguments(**given) | {"bf16": True, "use_cpu": True}
+    try:
+        yield
+    finally:
+        training._arguments = arguments
+
+
+def in_two_processes(program: str, model: Path, folder: Path) -> None:
     one_thread = {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ALL_CASES, str(Path(__file__).parent), str(model), str(folder)]
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(model), str(folder)]
     started = [
         subprocess.Popen(command, env=train_group.environment(rank, 2) | one_thread, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     try:
         for process in started:
-            _, error = process.communicate(timeout=300)
+            _, error = process.communicate(timeout=600)
             assert process.returncode == 0, error
     finally:
         for process in started:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def by_two(model, tmp_path_factory) -> Path:
+    """All cases trained by two processes, started once since that takes longest."""
+    folder = tmp_path_factory.mktemp("two")
+    in_two_processes(ALL_CASES, model, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def by_fsdp(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    in_two_processes(FSDP, model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("what", "finetune", "count", "precision"), FSDP_CASES)
+def test_fsdp_gives_the_weights_files_and_figures_of_one_process(
+    by_fsdp, model, tmp_path, what, finetune, count, precision
+):
+    with in_precision(precision):
+        metrics = train(what, model, tmp_path / "one", finetune, count, epochs=2.0)
+    two = by_fsdp / f"{what}-{finetune}-{count}-{precision}"
+    difference = largest_difference(tmp_path / "one", two)
+    print(f"FSDP {what} {finetune} {count} {precision}: largest difference {difference:.1e}")
+    assert difference < (2e-6 if precision == "fp32" else 2e-4)
+    config = "adapter_config.json" if finetune == "lora" else "config.json"
+    assert (two / config).read_bytes() == (tmp_path / "one" / config).read_bytes()
+    told = json.loads((two / "metrics.json").read_text())
+    figures = ["loss_first", "loss_last"] + ["reward_margin_first", "logp_chosen_first"] * (what == "dpo")
+    assert [told[name] for name in figures] == pytest.approx([metrics[name] for name in figures], abs=2e-3)
+
+
+@pytest.mark.parametrize(("what", "finetune", "count", "precision"), FSDP_CASES)
+def test_fsdp_goes_on_from_its_checkpoint_to_the_very_weights(by_fsdp, model, what, finetune, count, precision):
+    name = f"{what}-{finetune}-{count}-{precision}"
+    assert largest_difference(by_fsdp / f"{name}-cut", by_fsdp / f"{name}-again") == 0
+    assert largest_difference(by_fsdp / name, by_fsdp / f"{name}-again") == 0
 
 
 @pytest.mark.parametrize(("what", "finetune", "count"), CASES)
@@ -252,9 +349,15 @@ def test_a_bug_in_a_process_comes_with_its_traceback(model, tmp_path):
         (ZeroDivisionError("division by zero"), RuntimeError),
     ],
 )
-def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(tmp_path, raised, expected):
+@pytest.mark.parametrize("other", ["says", "aborts"])
+def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(tmp_path, raised, expected, other):
+    """The other process says that it has lost this one, or NCCL's watchdog ends it."""
     children = []
     for rank, error in enumerate((RuntimeError("connection closed by peer"), raised)):
+        if rank == 0 and other == "aborts":
+            children.append(subprocess.Popen([sys.executable, "-c", "import os; os.abort()"]))
+            children[-1].wait()
+            continue
         described = train_worker._described(error)
         described |= {"rank": rank, "time": 2.0 - rank, "traceback": f"Traceback: {error!r}"}
         (tmp_path / f"error-{rank}.json").write_text(json.dumps(described))
@@ -354,6 +457,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_sampler as t
 from self_reward import sampler, stage
+from self_reward.errors import TryAgain
+
+def dies(arguments):  # what vLLM says when a worker is killed while it loads
+    raise Exception("WorkerProc initialization failed due to an exception in a background process.")
 
 def kill_worker():
     time.sleep(1)
@@ -361,6 +468,13 @@ def kill_worker():
     os.kill(max(pid for pid, name in names.items() if "Worker" in name), signal.SIGKILL)
 
 def work():
+    from self_reward.sampler import vllm
+    load, vllm.LLMEngine.from_engine_args = vllm.LLMEngine.from_engine_args, dies
+    try:
+        sampler.load("vllm", Path(sys.argv[2]), max_model_len=t.ROOM, tensor_parallel_size=2)
+    except TryAgain as error:
+        print("try again:", error, flush=True)
+    vllm.LLMEngine.from_engine_args = load
     engine = sampler.load("vllm", Path(sys.argv[2]), max_model_len=t.ROOM, tensor_parallel_size=2)
     print(repr([answers[0].token_ids for _, answers in sorted(t.sample(engine, t.prompts_of(6)).items())]), flush=True)
     threading.Thread(target=kill_worker, daemon=True).start()
@@ -385,23 +499,21 @@ def test_vllm_over_two_processes_samples_the_same_and_a_dead_worker_is_try_again
     )  # fmt: skip
     assert ended.returncode == 75, ended.stderr
     assert "try again: a process of vLLM's engine died" in ended.stderr
+    assert "try again: " in ended.stdout and "a process of vLLM's engine ended while it loaded" in ended.stdout
     said = [line for line in ended.stdout.splitlines() if line.startswith("[[")]  # vLLM writes there too
     assert said == [repr([answers[0].token_ids for _, answers in sorted(expected.items())])]
     assert gone(str(tmp_path), 10)
 
 
 def test_a_model_that_cannot_be_divided_is_refused_before_the_engine_starts(tmp_path):
-    def problems(engine, size, **config):
+    def problems(size, **config):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return samplers._tensor_parallel_problems(engine, tmp_path, size)
+        return samplers.tensor_parallel_problems(tmp_path, size)
 
     llama = {"num_attention_heads": 12, "num_key_value_heads": 2}
-    assert problems("vllm", 1, **llama) == problems("vllm", 2, **llama) == problems("vllm", 4, **llama) == []
-    assert problems("vllm", 8, **llama) == [
-        "generate_gpus = 8: the model's num_attention_heads = 12 cannot be divided by it"
-    ]
-    assert len(problems("vllm", 5, text_config=llama)) == 2
-    assert "the transformers sampler uses one GPU" in problems("transformers", 2, **llama)[0]
+    assert problems(1, **llama) == problems(2, **llama) == problems(4, **llama) == []
+    assert problems(8, **llama) == ["generate_gpus = 8: the model's num_attention_heads = 12 cannot be divided by it"]
+    assert len(problems(5, text_config=llama)) == 2
     (tmp_path / "config.json").write_text(json.dumps(llama))
     with pytest.raises(UserError, match="transformers sampler uses one GPU"):
         samplers.load("transformers", tmp_path, tensor_parallel_size=2)

@@ -74,6 +74,13 @@ class VllmSampler:
             raise TryAgain(f"{model_dir}: the model does not fit into the GPU's free memory: {error}") from error
         except ValueError as error:  # settings that cannot work, and too little memory for the cache
             raise UserError(f"vLLM cannot load {model_dir} with these settings: {error}") from error
+        except Exception as error:  # of a worker's end vLLM says no more
+            if tensor_parallel_size > 1 and "initialization failed" in str(error):
+                raise TryAgain(
+                    f"{model_dir}: a process of vLLM's engine ended while it loaded the model, for want of memory or "
+                    "killed; its own words are in the log"
+                ) from error
+            raise
         self.max_model_len: int = self.llm.vllm_config.model_config.max_model_len
         self.calls = 0
 
