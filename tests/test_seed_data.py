@@ -1,5 +1,6 @@
 """seed_data: the first run's training data is copied from another repository, such as one of the reproduction's."""
 
+import contextlib
 import json
 import logging
 import os
@@ -228,7 +229,8 @@ def start_seed(data_repo, given, tmp_path) -> subprocess.Popen:
 
 
 def kill(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)  # the Oxen process too
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and poll() has taken note of it
+        os.killpg(process.pid, signal.SIGKILL)  # the Oxen process too
     process.wait()
 
 

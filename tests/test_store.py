@@ -279,7 +279,7 @@ def test_a_held_lock_ends_the_wait_and_says_who_and_since_when(repo):
     with pytest.raises(TryAgain) as error:
         store_of(repo, lock_timeout=0.5).resolve()
     assert f"process {holder.pid}" in str(error.value) and "since 20" in str(error.value)
-    assert 0.4 < time.monotonic() - started < 5
+    assert 0.4 < time.monotonic() - started < 30
     holder.kill()
     holder.wait()
     assert store_of(repo, lock_timeout=0.5).resolve().files  # the lock died with its process
@@ -335,26 +335,31 @@ def test_oxens_texts_become_types():
     assert from_oxen("something new") is None
 
 
-def test_a_kill_between_placing_files_and_the_commit_leaves_no_trace(repo, tmp_path):
+def killed_at(moment: str, repo: Path, files: dict[str, Path], key: str, head: str) -> None:
+    """Push `files` by an Oxen operation that is killed where it would call child.`moment`."""
+    given = (str(repo), "main", {path: str(source) for path, source in files.items()}, key, "M0 test", head)
+    script = (
+        "import os\n"
+        "from self_reward.store import child\n"
+        f"child.{moment} = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        f"child.push(*{given!r})\n"
+    )
+    environment = {**os.environ, "OXEN_CONFIG_DIR": str(repo / ".oxen/self_reward/config")}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+@pytest.mark.parametrize("moment", ["_commit", "_staged", "_is_stored"])  # placed; and staged; and that looked at
+def test_a_kill_between_placing_files_and_the_commit_leaves_no_trace(repo, tmp_path, moment):
     store = store_of(repo)
     push(store, tmp_path / "out", {PROMPTS: "old\n", "M0/generated/gone.jsonl": "gone\n"}, key="01")
     before = store.resolve()
-    script = (
-        "import sys; from pathlib import Path; from self_reward.store import open_store\n"
-        f"store = open_store({str(repo)!r}, branch='main', lock_timeout=9, store_timeout=60)\n"
-        f"store.push({{'M0/generated': Path(sys.argv[1])}}, key='02', message='x', expected_head={before.commit!r})"
-    )
     new = tmp_path / "new"
     new.mkdir()
     (new / "prompts.jsonl").write_text("new\n")
-    (new / "z.bin").write_bytes(os.urandom(50_000_000))  # slow to stage, so that the kill is in time
-    process = subprocess.Popen([sys.executable, "-c", script, str(new)], start_new_session=True)
-    while process.poll() is None and not (repo / "M0/generated/z.bin").exists():
-        time.sleep(0.001)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (repo / PROMPTS).read_text() == "new\n"
+    (new / "z.bin").write_bytes(os.urandom(1_000_000))
+    killed_at(moment, repo, {"M0/generated": new}, "02", before.commit)
+    assert (repo / PROMPTS).read_text() == "new\n" and (repo / "M0/generated/z.bin").exists()
     (repo / "M0/train/ift.jsonl").write_text("new user data")  # must not take the rest along
     after = store.resolve()
     assert [commit.message.split(",")[0] for commit in after.log[:-2]] == ["user data: M0/train/ift.jsonl"]
@@ -386,14 +391,19 @@ def test_a_running_oxen_operation_keeps_the_lock_when_its_parent_is_killed(repo)
     process = subprocess.Popen([sys.executable, "-c", script])
     while process.poll() is None and not (repo / ".oxen/self_reward/journal.json").exists():
         time.sleep(0.001)
-    process.kill()
-    process.wait()
-    with open(repo / ".oxen/self_reward/lock") as lock, pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(
-        TryAgain, match=f"an Oxen operation, not ended yet, of process {process.pid} .* which has ended"
-    ):
-        store_of(repo, lock_timeout=0).resolve()
+    (operation,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(operation, signal.SIGSTOP)  # else it may be over before it is looked for
+    try:
+        process.kill()
+        process.wait()
+        with open(repo / ".oxen/self_reward/lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(
+            TryAgain, match=f"an Oxen operation, not ended yet, of process {process.pid} .* which has ended"
+        ):
+            store_of(repo, lock_timeout=0).resolve()
+    finally:
+        os.kill(operation, signal.SIGCONT)
     snapshot = store_of(repo).resolve()
     assert len(snapshot.log) == 1 and "M0/train/big.bin" in snapshot.files
 
@@ -435,28 +445,19 @@ def test_a_sigkill_at_any_moment_is_repaired_by_the_next_run(repo, tmp_path):
 
 def test_the_content_of_an_undone_push_is_removed(repo, tmp_path):
     """On a GPU no two runs write the same bytes: each kill would leave a whole checkpoint that nothing refers to."""
-    script = (
-        "import os, sys; sys.path.insert(0, sys.argv[3])\n"
-        "from test_store import push, store_of\n"
-        "from pathlib import Path\n"
-        "files = {f'M0/generated/{i}.jsonl': os.urandom(5_000_000).hex() for i in range(4)}\n"
-        "store = store_of(sys.argv[1]); head = store.resolve()\n"
-        "push(store, Path(sys.argv[2]), files, key='1f', expected_head=head.commit)\n"
-    )
-    store_of(repo).resolve()
-    journal = repo / ".oxen/self_reward/journal.json"
-    command = [sys.executable, "-c", script, str(repo), str(tmp_path / "out"), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    while process.poll() is None and not _some_new(repo, journal):
-        time.sleep(0.0005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert _some_new(repo, journal)  # else the kill came too late to show anything
-    assert len(store_of(repo).resolve().log) == 1
+    store = store_of(repo)
+    head = store.resolve().commit
+    files = {f"M0/generated/{i}.jsonl": os.urandom(1_000_000).hex() for i in range(4)}
+    for path, content in files.items():
+        (tmp_path / "killed" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "killed" / path).write_text(content)
+    killed_at("_is_stored", repo, {"M0/generated": tmp_path / "killed/M0/generated"}, "1f", head)
+    new = json.loads(_text(repo / ".oxen/self_reward/journal.json"))["new"]
+    assert len(new) == 4 and all(index.blob_path(repo, blob).exists() for blob in new)  # else there is nothing to show
+    assert len(store.resolve().log) == 1
     _assert_nothing_unreferred(repo)
-    subprocess.run(command, env=environment, check=True)
-    assert [commit.key for commit in store_of(repo).resolve().log] == ["1f", None]
+    push(store, tmp_path / "out", files, key="1f", expected_head=head)
+    assert [commit.key for commit in store.resolve().log] == ["1f", None]
     _assert_nothing_unreferred(repo)
 
 
@@ -464,20 +465,13 @@ def test_the_content_of_an_undone_push_is_removed(repo, tmp_path):
 def test_the_content_of_an_undone_push_stays_when_it_was_committed_by_hand_meanwhile(repo, tmp_path, branch):
     head = store_of(repo).resolve().commit
     (tmp_path / "prompts").write_text("new")
-    killed = (
-        "import os\n"
-        "from self_reward.store import child\n"
-        "child._is_stored = lambda *_: os.kill(os.getpid(), 9)\n"
-        f"files = {{{PROMPTS!r}: {str(tmp_path / 'prompts')!r}}}\n"
-        f"child.push({str(repo)!r}, 'main', files, 'ab', 'M0 test', {head!r})\n"
-    )
+    killed_at("_is_stored", repo, {PROMPTS: tmp_path / "prompts"}, "ab", head)
     by_hand = (
         f"import oxen; repo = oxen.Repo({str(repo)!r}); repo.checkout({branch!r}, create={branch == 'new'})\n"
         f"repo.add({str(repo / 'M0')!r}); repo.commit('by hand'); repo.checkout('main')\n"
     )
     environment = {**os.environ, "OXEN_CONFIG_DIR": str(repo / ".oxen/self_reward/config")}
-    for script, code in ((killed, -signal.SIGKILL), (by_hand, 0)):
-        assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == code
+    subprocess.run([sys.executable, "-c", by_hand], check=True, env=environment, capture_output=True)
     store_of(repo).resolve()
     snapshot = store_of(repo, branch=branch).resolve()
     assert snapshot.log[0].message == "by hand"
@@ -508,11 +502,6 @@ def test_a_failure_right_after_the_commit_does_not_undo_it(repo, tmp_path):
     snapshot = store_of(repo).resolve()
     assert [commit.key for commit in snapshot.log] == ["ab", None] and "was completed" in str(snapshot.notes)
     assert (repo / "M0/generated/prompts.jsonl").read_text() == "new"
-
-
-def _some_new(repo: Path, journal: Path) -> bool:
-    new = json.loads(_text(journal) or "{}").get("new", [])
-    return any(index.blob_path(repo, blob).exists() for blob in new)
 
 
 def _assert_nothing_unreferred(repo: Path) -> None:

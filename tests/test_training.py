@@ -379,14 +379,18 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import test_training as t
-t.train_with_checkpoints(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+t.train_with_checkpoints(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), kill_at=int(sys.argv[5]))
 """
 
 
-def train_with_checkpoints(what: str, model: Path, out: Path) -> None:
+def train_with_checkpoints(what: str, model: Path, out: Path, kill_at: int = 0) -> None:
+    """Train 12 steps; killed at step `kill_at`, where that is not 0."""
     options = SETTINGS | {"max_steps": 12, "checkpoint_steps": 3, "checkpoint_dir": out.parent / "partial"}
     options["dropout"] = 0.2
-    options["progress"] = lambda done, total, message: print(done, flush=True)
+    options["progress"] = lambda done, *rest: (
+        print(done, flush=True),
+        done == kill_at and os.kill(os.getpid(), signal.SIGKILL),
+    )
     if what == "sft":
         training.train_sft(model, make_examples(40), out, finetune="full", **options)
     else:
@@ -400,23 +404,19 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
     command = [sys.executable, "-c", KILLED, what, str(model)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     tests = str(Path(__file__).parent)
-    process = subprocess.Popen(
-        [*command, str(tmp_path / "killed/out"), tests], env=environment, stdout=subprocess.PIPE, text=True
+    killed = subprocess.run(
+        [*command, str(tmp_path / "killed/out"), tests, "8"], env=environment, capture_output=True, text=True
     )
-    assert process.stdout
-    for line in process.stdout:
-        if int(line) >= 8:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     partial = tmp_path / "killed/partial"
     assert (partial / "checkpoint-6").is_dir() and not (tmp_path / "killed/out").exists()
     (partial / "checkpoint-9").mkdir(exist_ok=True)  # as a kill in the middle of writing leaves it
     (partial / "checkpoint-9/model.safetensors").write_bytes(b"half")
     (partial / "checkpoint-9" / training.COMPLETE).unlink(missing_ok=True)
     resumed = subprocess.run(
-        [*command, str(tmp_path / "killed/out"), tests], env=environment, capture_output=True, text=True, check=True
-    )
+        [*command, str(tmp_path / "killed/out"), tests, "0"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert int(resumed.stdout.split()[0]) > 6  # it went on, it did not begin again
     train_with_checkpoints(what, model, tmp_path / "whole/out")
     one, two = weights(tmp_path / "killed/out"), weights(tmp_path / "whole/out")
