@@ -302,7 +302,9 @@ def test_silence_and_broken_connections(fake, how, sent):
     talk = Talk(fake.url, "rr")
     talk.workspace("w")
     fake.fail("PUT", "/parts/1$", how)
-    talk.pool = urllib3.PoolManager(retries=False, timeout=0.5)
+    talk.pool = urllib3.PoolManager(
+        retries=False, timeout=urllib3.Timeout(connect=20, read=2 if how.startswith("hang") else 20)
+    )
     error = urllib3.exceptions.ReadTimeoutError if how.startswith("hang") else urllib3.exceptions.ProtocolError
     with pytest.raises(error):
         talk.stage("w", "a", b"x" * 1000)

@@ -618,7 +618,7 @@ def test_a_wrong_token_behind_nginx(guarded, tmp_path, monkeypatch):
             guarded.store(timeout=60).resolve()
         with pytest.raises(Auth, match="401"):
             guarded.store(timeout=60).create()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
 
 
 def test_a_token_from_a_file_and_the_one_that_the_oxen_command_saved(guarded, monkeypatch):

@@ -35,7 +35,8 @@ from tests.place import MANIFEST, PROMPTS, SEEDS, Place
 
 ROOT = Path(__file__).parent.parent
 SHORT = 1.5  # seconds of store_timeout
-LATE = 2.5  # that an error may come after it, on a busy machine
+LATE = 20.0  # that an error may come after it, on a busy machine; what it guards against is far later or never ends
+LONG = 100.0  # of which trying again takes 70 at least: no pause is above 30
 
 
 needs_real = pytest.mark.skipif("real" not in servers.here(), reason="no real server is here")
@@ -164,8 +165,8 @@ def test_what_does_not_pass_is_an_error_within_store_timeout(repo, operation, re
 def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
     before = head(repo)
     fault = repo.fake.fail(*REQUESTS[operation][-1], status, times=None)
-    with in_time(3), pytest.raises(Auth, match="OXEN_TOKEN"):
-        operation(repo)
+    with in_time(20), pytest.raises(Auth, match="OXEN_TOKEN"):
+        operation(repo, timeout=LONG)
     assert fault.hits == 1 and head(repo) == before
     repo.fake.release()
     operation(repo)
@@ -175,8 +176,8 @@ def test_a_refusal_is_told_at_once_and_not_tried_again(repo, operation, status):
 def test_a_redirect_is_told_and_not_followed(repo):
     """The token would go to another host."""
     fault = repo.fake.fail("GET", "", "301", times=None)
-    with in_time(3), pytest.raises(UserError, match="https://elsewhere.invalid/"):
-        repo.store().resolve()
+    with in_time(20), pytest.raises(UserError, match="https://elsewhere.invalid/"):
+        repo.store(timeout=LONG).resolve()
     assert fault.hits == 1
 
 
@@ -238,8 +239,8 @@ def test_https_with_a_certificate_that_is_trusted_and_with_one_that_is_not(tmp_p
     with FakeOxen(token="secret", certificate=own) as fake:
         place = Place(SimpleNamespace(url=fake.url, fake=fake, token="secret"), "tls", tmp_path)
         assert place.address.startswith("oxen://127.0.0.1:")
-        with in_time(2), pytest.raises(UserError, match="certificate"):
-            place.store().create()
+        with in_time(20), pytest.raises(UserError, match="certificate"):
+            place.store(timeout=LONG).create()
         assert fake.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(own))
         place.store().create()
@@ -277,8 +278,8 @@ def test_a_commit_that_landed_while_the_server_went_away_is_found_by_the_next_pu
     before = head(repo)
     repo.fake.fail("POST", "/merge/", "lost")
     repo.fake.fail("GET", "/branches/main$", "503", after=1, times=None)  # the look at the head fails, too
-    with in_time(), pytest.raises(TryAgain):
-        push(repo, timeout=SHORT)
+    with in_time(25), pytest.raises(TryAgain):
+        push(repo, timeout=5)
     repo.fake.release()
     repo.fake.requests.clear()
     landed = head(repo)
@@ -291,8 +292,8 @@ def test_a_commit_that_landed_while_the_server_went_away_is_found_by_the_next_pu
 def test_a_conflict_that_nobody_caused_is_told(repo):
     repo.fake.fail("POST", "/merge/", "409", times=None)
     before = head(repo)
-    with in_time(), pytest.raises(Conflict):
-        push(repo)
+    with in_time(20), pytest.raises(Conflict):
+        push(repo, timeout=LONG)
     assert head(repo) == before and repo.workspaces() == []
 
 
@@ -426,10 +427,10 @@ def test_a_half_made_commit_of_another_process_just_before_ours_is_not_taken(rep
 
 
 def test_a_branch_that_is_removed_just_before_the_commit_is_not_made_again(repo):
-    store, branches = repo.store("shards/02/0-of-2"), repo.fake.repositories["ns/faults"].branches
+    store, branches = repo.store("shards/02/0-of-2", timeout=LONG), repo.fake.repositories["ns/faults"].branches
     before = store.resolve().commit
     repo.fake.fail("POST", "/merge/", lambda: branches.pop(store.branch, None), times=None)
-    with in_time(5), pytest.raises(NotFound, match="shards/02/0-of-2 .*was removed meanwhile; it is not made again"):
+    with in_time(20), pytest.raises(NotFound, match="shards/02/0-of-2 .*was removed meanwhile; it is not made again"):
         repo.push({PROMPTS: b"shard\n"}, key="02", store=store, expected=before)
     assert list(branches) == ["main"] and repo.workspaces() == []
 
@@ -511,7 +512,7 @@ def test_ctrl_c_ends_a_pull_at_once(repo, how):
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
-    assert time.monotonic() - started < 3 and process.returncode == -signal.SIGINT and "KeyboardInterrupt" in told
+    assert time.monotonic() - started < 20 and process.returncode == -signal.SIGINT and "KeyboardInterrupt" in told
     assert not (repo.folder / "in" / PROMPTS).exists()
 
 
@@ -662,8 +663,8 @@ def test_a_full_disk_of_the_server_is_told_at_once(repo):
     before = head(repo)
     for request in (("PUT", "/workspaces$"), ("PUT", "/parts/1$"), ("POST", "/merge/main$")):
         fault = repo.fake.fail(*request, "disk_full", times=None)
-        with in_time(3), pytest.raises(ServerError, match="disk of the server is full.*No space left"):
-            push(repo)
+        with in_time(20), pytest.raises(ServerError, match="disk of the server is full.*No space left"):
+            push(repo, timeout=LONG)
         assert fault.hits == 1 and head(repo) == before
         repo.fake.release()
     push(repo)

@@ -154,7 +154,7 @@ def test_a_server_that_is_stopped_in_the_middle_of_an_upload_is_told_when_the_ti
         with pytest.raises(TryAgain, match="store_timeout = 5 s"):
             store.push({"M0/models": source}, key="ab12", message="x", expected_head=head)
         assert interrupted.relay.up >= 12 * MB
-        assert 4 < time.monotonic() - begun < 9
+        assert 4 < time.monotonic() - begun < 40
     finally:
         os.kill(server.pid, signal.SIGCONT)
     interrupted.relay.calm()

@@ -282,7 +282,7 @@ def test_sigterm_ends_a_stage_with_143_and_the_next_run_goes_on_from_partial_res
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    assert process.returncode == 143 and time.monotonic() - began < 5
+    assert process.returncode == 143 and time.monotonic() - began < 20
     assert "SIGTERM" in (tmp_path / "termination").read_text()
     code, _, err = run(repo, body="assert (run.partial / 'chunk').read_text() == 'kept'")
     assert code == 0, err
