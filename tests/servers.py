@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import os
 import pwd
+import random
 import re
 import shutil
 import socket
@@ -161,10 +162,15 @@ def nginx_proxy(upstream: str, token: str, folder: Path) -> Iterator[Program]:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A free port of 127.0.0.1, below those that the system gives to outgoing connections: none of these takes it
+    before the server that it is meant for, or while that is started again."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10000, first) if first > 20000 else 0
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            found: int = sock.getsockname()[1]
+            return found
 
 
 def answers(url: str) -> bool:
