@@ -166,7 +166,7 @@ def free_port() -> int:
     before the server that it is meant for, or while that is started again."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(10000, first) if first > 20000 else 0
+        port = random.SystemRandom().randrange(10000, first) if first > 20000 else 0  # some tests seed `random`
         with contextlib.suppress(OSError), socket.socket() as sock:
             sock.bind(("127.0.0.1", port))
             found: int = sock.getsockname()[1]
