@@ -614,7 +614,10 @@ def _remove_abandoned(own: Path) -> None:
     left = 0
     for folder in sorted({entry.with_suffix("") for entry in own.parent.glob("*")} - {own}):
         states = _states(folder)
-        days = (time.time() - max((state.st_mtime for state in states), default=0)) / 86400
+        touched = [state.st_mtime for state in states]
+        with contextlib.suppress(FileNotFoundError):  # all there is of a process that begins; we must not be in its way
+            touched.append(folder.with_name(folder.name + ".lock").stat().st_mtime)
+        days = (time.time() - max(touched, default=0)) / 86400
         if days < ABANDONED_DAYS:
             left += sum(state.st_blocks * 512 for state in states)
         elif _remove_unlocked(folder) and states:

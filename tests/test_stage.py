@@ -357,6 +357,16 @@ def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_us
     assert (young / "partial" / "rows").exists()
 
 
+def test_a_neighbour_that_has_just_begun_is_not_locked_out(tmp_path, monkeypatch):
+    """Of sixteen shards that began together one ended with 75: its lock was made, but not yet taken, when another
+    looked for abandoned work."""
+    from self_reward import stage
+
+    (tmp_path / "beginning.lock").touch()
+    monkeypatch.setattr(stage, "_only_worker", lambda folder: pytest.fail(f"{folder} was locked"))
+    stage._remove_abandoned(tmp_path / "own")
+
+
 def test_a_running_neighbour_may_remove_files_while_abandoned_work_is_looked_for(tmp_path, monkeypatch):
     """A training that removes its older checkpoints ended another stage with a traceback."""
     from self_reward import stage
