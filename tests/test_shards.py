@@ -308,7 +308,7 @@ def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder,
     ]
     other, commits = place.store.on("other"), []
     while any(process.poll() is None for process in running):
-        (tmp_path / "note").write_text(str(len(commits)))
+        (tmp_path / "note").write_text("x" * (len(commits) + 1))  # a size of its own, see test_remote_writers.py
         commits.append(other.put({"notes/note.txt": tmp_path / "note"}, message=f"note {len(commits)}"))
     for process in running:
         code, _, err = end(process)
