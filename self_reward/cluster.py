@@ -264,11 +264,11 @@ def _selected(node: Object, selector: Object | None) -> bool:
 
 
 def _holds(requirement: Object, labels: Mapping[str, str]) -> bool:
-    value, operator = labels.get(requirement["key"]), requirement["operator"]
-    if operator in ("Exists", "DoesNotExist"):
-        return (value is not None) == (operator == "Exists")
-    if operator in ("In", "NotIn"):
-        return (value in requirement["values"]) == (operator == "In")
+    value, how = labels.get(requirement["key"]), requirement["operator"]
+    if how in ("Exists", "DoesNotExist"):
+        return (value is not None) == (how == "Exists")
+    if how in ("In", "NotIn"):
+        return (value in requirement["values"]) == (how == "In")
     return True
 
 
