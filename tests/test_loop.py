@@ -19,6 +19,7 @@ from self_reward import artifacts, jsonl
 from self_reward.store import is_manifest, open_store, recorded_sha256
 from tests import servers
 from tests.fake_oxen import FakeOxen
+from tests.test_golden import GOLDEN, shape
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -131,6 +132,16 @@ def test_b21_a_manifest_says_what_made_each_result(data, done):
         for path, output in found["outputs"].items():
             assert hashlib.sha256((data / path).read_bytes()).hexdigest() == output["sha256"]
     assert manifest(data, 1, "02_gen_responses")["inputs"]["checkpoint:M0/dpo"]
+
+
+def test_manifests_have_the_names_parameters_and_seeds_of_version_0_2(data, done):
+    golden = json.loads((GOLDEN / "manifests.json").read_text())
+    found = {
+        str(path.relative_to(data)): shape(json.loads(path.read_text())) for path in data.glob("M*/*.manifest.json")
+    }
+    assert sorted(found) == sorted(golden)
+    for path, expected in golden.items():
+        assert found[path] == expected, path
 
 
 def test_b22_judge_and_model_are_measured(data, done):
