@@ -48,21 +48,21 @@ test: setup  ## All tests that need neither a GPU nor a cluster
 
 .PHONY: test-server
 test-server: setup  ## The tests that talk to a server, with a real one and nginx (OXEN_SERVER=path of an oxen-server 0.65.1)
-	$(PYTHON) -m tests.servers
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $$(grep -lE 'import .*servers' tests/test_*.py) $(PYTEST_ARGS)
+	$(PYTHON) -m tests.support.servers
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $$(grep -rlE 'import .*servers' tests --include 'test_*.py') $(PYTEST_ARGS)
 
 .PHONY: test-cluster
-test-cluster: setup  ## On a real cluster with Argo: KUBECONFIG= TAG= IMAGE_REGISTRY= (tests/cluster/README.md)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/cluster/checks.py --durations=0 --timeout 3600 $(PYTEST_ARGS)
+test-cluster: setup  ## On a real cluster with Argo: KUBECONFIG= TAG= IMAGE_REGISTRY= (tests/real_cluster/README.md)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/real_cluster/checks.py --durations=0 --timeout 3600 $(PYTEST_ARGS)
 
 .PHONY: test-kills
 test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
-	$(PYTHON) -m tests.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)
+	$(PYTHON) -m tests.hard.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)
 
 .PHONY: test-remote-kills
 test-remote-kills: ROUNDS = 200
 test-remote-kills: setup  ## Kill stages, connections and a real server 200 times (OXEN_SERVER=path ROUNDS=200 SEED=0)
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.remote_kills --rounds $(ROUNDS) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.hard.remote_kills --rounds $(ROUNDS) --seed $(SEED)
 
 .PHONY: fuzz
 fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600 each, FUZZ="jsonl" that one)
@@ -81,7 +81,7 @@ bench-store: setup  ## 1 GB to a real server and back, beside bare oxenai (OXEN_
 
 .PHONY: test-disk
 test-disk: setup  ## A full disk at every write of every stage, about an hour (DISK_ARGS="--only 05_dpo --step 8")
-	OMP_NUM_THREADS=1 $(PYTHON) -m tests.disk_full --keep_going $(DISK_ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.hard.disk_full --keep_going $(DISK_ARGS)
 
 .PHONY: check
 check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated files, what Trivy finds

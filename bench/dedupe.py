@@ -17,7 +17,7 @@ from rapidfuzz.distance import LCSseq
 from tqdm import tqdm
 
 from bench import prompts, table
-from self_reward.prompts import PromptFilter
+from self_reward.method.prompts import PromptFilter
 
 SIMILARITY = 0.7
 BATCH = 20_000

@@ -18,8 +18,8 @@ import psutil
 from tqdm import tqdm
 
 from bench import prompts, table
-from self_reward import jsonl
-from self_reward.prompts import prompt_id
+from self_reward.method.prompts import prompt_id
+from self_reward.repository import jsonl
 from self_reward.store import open_store
 
 ROOT = Path(__file__).parent.parent

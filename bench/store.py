@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import servers
+from tests.support import servers
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"1": "1 file", "64": "64 files"}
@@ -111,7 +111,8 @@ def bare_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
 
 
 def ours_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
-    from self_reward.store import index, open_store
+    from self_reward.store import open_store
+    from self_reward.store.local import index
 
     store = open_store(url, branch="main", lock_timeout=60, store_timeout=3600, cache_dir=source.parent / "cache")
     if operation == "push":

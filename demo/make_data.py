@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from demo import world
-from self_reward import jsonl, stage
 from self_reward.errors import UserError
-from self_reward.judge import judge_prompt
-from self_reward.prompts import few_shot_prompt, prompt_id
+from self_reward.method.judge import judge_prompt
+from self_reward.method.prompts import few_shot_prompt, prompt_id
+from self_reward.repository import jsonl
+from self_reward.run import stage
 from self_reward.store import is_remote, open_store
 from self_reward.store.errors import NotFound
 

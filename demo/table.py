@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from self_reward import stage
 from self_reward.errors import UserError
+from self_reward.run import stage
 from self_reward.store import is_remote, open_store
 
 MEASURES = ("reward", "reward_without_form", "accuracy", "form")

@@ -2,7 +2,7 @@
 
 from harness import bytes_of, invariants, run, stretch, text_of
 
-from self_reward import prompts
+from self_reward.method import prompts
 
 PIECES = [
     "Task", "Task 9", "Task 10: ", "task 3.", "Prompt: ", "Prompt", "Instruction 2 - ", "New task 7:",

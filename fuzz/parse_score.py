@@ -2,7 +2,7 @@
 
 from harness import bytes_of, invariants, run, stretch, text_of
 
-from self_reward import judge
+from self_reward.method import judge
 
 PIECES = [
     "Score", "score", "SCORE", "Score: ", ":", "=", "|", ">", "\uff1a", " is ", " was ", " would be ", " - ", " of ",

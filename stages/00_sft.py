@@ -7,18 +7,19 @@ Run     python stages/00_sft.py --data_repo DIR --base_model MODEL --iteration 0
 
 import sys
 
-from self_reward import stage
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import chat, loading
+    from self_reward.models import chat
+    from self_reward.run import loading
 
     rows, counts = loading.training_examples(run, p)
     run.counts.update(counts)
-    template = loading.text(run, "chat_template", p.chat_template, str)
+    template = loading.text(run, "chat_template", p.chat_template)
     folder = loading.model_folder(run, p, "start")
     tokenizer = loading.tokenizer(folder, template, p.trust_remote_code)
-    from self_reward import checkpoints, training
+    from self_reward.models import checkpoints, training
 
     metrics = training.train_sft(
         folder,

@@ -7,12 +7,16 @@ Run     python stages/01_gen_prompts.py --data_repo DIR --base_model MODEL --ite
 
 import sys
 
-from self_reward import artifacts, stage
 from self_reward.errors import all_of
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import chat, generation, jsonl, loading, new_prompts, prompts
+    from self_reward.method import new_prompts, prompts
+    from self_reward.models import chat, generation
+    from self_reward.repository import jsonl
+    from self_reward.run import loading
 
     (seeds, known, held_out), template = all_of(lambda: loading.seeds(run, p), lambda: loading.prompt_template(run, p))
     earlier = [

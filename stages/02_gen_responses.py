@@ -7,11 +7,14 @@ Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --i
 
 import sys
 
-from self_reward import artifacts, stage
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import chat, generation, jsonl, loading, shards
+    from self_reward.models import chat, generation
+    from self_reward.repository import jsonl
+    from self_reward.run import loading, shards
 
     prompts = list(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
     folder = loading.model_folder(run, p, "policy")

@@ -7,12 +7,15 @@ Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iter
 
 import sys
 
-from self_reward import artifacts, stage
 from self_reward.errors import all_of
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import jsonl, loading, scoring, shards
+    from self_reward.method import scoring
+    from self_reward.repository import jsonl
+    from self_reward.run import loading, shards
 
     rubric, responses = all_of(
         lambda: loading.rubric(run, p),
@@ -56,7 +59,7 @@ def work(p, run):
 
 
 def stop_rule(p, counts, details):
-    from self_reward import stop
+    from self_reward.method import stop
 
     return stop.parse_rate(
         counts["votes"] - counts["unreadable_votes"],

@@ -8,11 +8,14 @@ Run     python stages/04_gen_preferences.py --data_repo DIR --iteration 0
 import sys
 from collections import Counter
 
-from self_reward import artifacts, stage
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import jsonl, loading, preferences
+    from self_reward.method import preferences
+    from self_reward.repository import jsonl
+    from self_reward.run import loading
 
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
@@ -44,7 +47,7 @@ def work(p, run):
 
 
 def stop_rule(p, counts, details):
-    from self_reward import stop
+    from self_reward.method import stop
 
     return stop.number_of_pairs(
         counts["pairs"],

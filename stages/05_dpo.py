@@ -7,11 +7,13 @@ Run     python stages/05_dpo.py --data_repo DIR --base_model MODEL --iteration 0
 
 import sys
 
-from self_reward import artifacts, stage
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import chat, loading
+    from self_reward.models import chat
+    from self_reward.run import loading
 
     rows = loading.rows(run, p, "preferences", artifacts.PREFERENCE_COLUMNS)
     pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
@@ -22,7 +24,7 @@ def work(p, run):
         pairs += replay
     folder = loading.model_folder(run, p, "policy")
     tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    from self_reward import checkpoints, training
+    from self_reward.models import checkpoints, training
 
     metrics = training.train_dpo(
         folder,

@@ -8,11 +8,13 @@ Run     python stages/06_evaluate.py --data_repo DIR --base_model MODEL --iterat
 
 import sys
 
-from self_reward import stage
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import evaluation, held_out, loading
+    from self_reward.method import evaluation
+    from self_reward.repository import held_out
+    from self_reward.run import loading
 
     rubric = loading.rubric(run, p)
     verifier = evaluation.load_verifier(p.verifier) if p.verifier else None

@@ -8,11 +8,12 @@ Run     python stages/07_export.py --data_repo DIR --base_model MODEL --iteratio
 import sys
 from pathlib import Path
 
-from self_reward import stage
+from self_reward.run import stage
 
 
 def work(p, run):
-    from self_reward import checkpoints, loading
+    from self_reward.models import checkpoints
+    from self_reward.run import loading
 
     base, adapters = loading.chain(run, p, f"M{p.iteration}/dpo")
     cache = Path(p.cache_dir).expanduser()

@@ -8,8 +8,10 @@ Run     python stages/fetch_model.py --data_repo ADDRESS --base_model MODEL --ca
 import sys
 import time
 
-from self_reward import artifacts, disk, parameters, stage
+from self_reward import disk, parameters
 from self_reward.errors import UserError
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 
 def main() -> None:
@@ -19,7 +21,8 @@ def main() -> None:
 
 
 def fetch(p: parameters.Plan) -> None:
-    from self_reward import loading, sampler
+    from self_reward.models import engines as sampler
+    from self_reward.run import loading
 
     started = time.monotonic()
     repository = stage.open_data_repo(p)

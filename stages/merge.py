@@ -9,14 +9,17 @@ Run     python stages/merge.py 02_gen_responses --shards 4 --data_repo oxen://HO
 
 import sys
 
-from self_reward import artifacts, parameters, shards, stage
+from self_reward import parameters
 from self_reward.errors import UserError
+from self_reward.repository import artifacts
+from self_reward.run import shards, stage
 
 NAMES = ("02_gen_responses", "03_gen_scores")
 
 
 def work(p, run):
-    from self_reward import jsonl, loading
+    from self_reward.repository import jsonl
+    from self_reward.run import loading
 
     of_scores = run.stage == "03_gen_scores"
     source, output = ("responses", "scores") if of_scores else ("prompts", "responses")
@@ -48,7 +51,7 @@ def work(p, run):
 
 def stop_rule(p, counts, details):
     """That of 03_gen_scores; 02_gen_responses has none."""
-    from self_reward import stop
+    from self_reward.method import stop
 
     if "votes" not in counts:
         return None

@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from self_reward import artifacts, disk, parameters, stage, store
+from self_reward import disk, parameters, store
 from self_reward.errors import TryAgain, UserError, all_of
+from self_reward.repository import artifacts
+from self_reward.run import stage
 
 REACH_SECONDS = 60.0  # in which a server must answer before anything is run
 SOON_SECONDS = 5.0  # the same where the run cannot begin anyway
@@ -88,7 +90,8 @@ def problems_of(step: Callable[[], object], known: Sequence[str] = ()) -> list[s
 
 def before(p: parameters.Plan) -> list[str]:
     """What is wrong that can be known without the data repository."""
-    from self_reward import evaluation, sampler
+    from self_reward.method import evaluation
+    from self_reward.models import engines as sampler
 
     problems = [
         f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
@@ -156,7 +159,7 @@ def bring_data(p) -> None:
             repository.create()
             sys.stderr.write(f"plan: created {p.data_repo}, private\n")
     if p.seed_data:
-        from self_reward import data
+        from self_reward.cli import data
 
         with stage.scratch_folder(p, "seed") as folder:
             data.seed(
@@ -173,7 +176,7 @@ def bring_data(p) -> None:
 
 def check_hub_model(p) -> None:
     """That the base model can be had, as far as that does not depend on the data repository."""
-    from self_reward import base_model
+    from self_reward.models import base_model
 
     if p.base_model and p.start_iteration == 0 and not p.base_model.startswith("oxen:"):
         base_model.resolve(
@@ -183,7 +186,8 @@ def check_hub_model(p) -> None:
 
 def check_base_model(p, inputs, repository, snapshot) -> None:
     """That the base model is there and can be loaded without running its code; a checkpoint may stand on another."""
-    from self_reward import base_model, sampler
+    from self_reward.models import base_model
+    from self_reward.models import engines as sampler
 
     folder = inputs.paths.get("base")
     on_server = folder and store.is_remote(p.data_repo)
@@ -214,7 +218,7 @@ def check_base_model(p, inputs, repository, snapshot) -> None:
 
 def check_data(p, inputs, repository, snapshot) -> None:
     """Read the user's files as the stages will. One pass over each file: about 13 seconds a gigabyte."""
-    from self_reward import loading
+    from self_reward.run import loading
 
     with stage.scratch_folder(p, "plan") as folder:
         run = stage.Run("plan", inputs, None, repository, snapshot, folder)

@@ -15,8 +15,8 @@ from self_reward.errors import UserError
 from self_reward.store.errors import Corrupt, NotFound
 
 if TYPE_CHECKING:
-    from self_reward.store.local import LocalStore
-    from self_reward.store.remote import RemoteStore
+    from self_reward.store.local.store import LocalStore
+    from self_reward.store.remote.store import RemoteStore
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def open_store(
     """The store at `data_repo`, a folder or a server's address. `lock_timeout` and `store_timeout` are seconds;
     `cache_dir`: where a remote store keeps small contents by their hash."""
     if is_remote(data_repo):
-        from self_reward.store.remote import RemoteStore
+        from self_reward.store.remote.store import RemoteStore
 
         return RemoteStore(data_repo, branch=branch, store_timeout=store_timeout, cache_dir=Path(cache_dir))
-    from self_reward.store.local import LocalStore
+    from self_reward.store.local.store import LocalStore
 
     return LocalStore(data_repo, branch=branch, lock_timeout=lock_timeout, store_timeout=store_timeout)
 

@@ -1,0 +1,151 @@
+"""What is measured of a checkpoint. For measuring only: nothing here is seen in training."""
+
+import importlib
+import json
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from self_reward.errors import UserError
+from self_reward.method import metrics, scoring
+from self_reward.method.scoring import Judgement
+from self_reward.models import chat, generation
+
+Verifier = Callable[[str, str], "float | dict[str, float]"]
+Ranked = Sequence[tuple[str, list[tuple[str, float]]]]
+
+
+def load_verifier(name: str) -> Verifier:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises when it is imported
+        raise UserError(
+            f"verifier = {name}: {type(error).__name__}: {error}; expected module:function, importable here"
+        ) from error
+    if not callable(found):
+        raise UserError(f"verifier = {name}: not a function")
+    return found
+
+
+def measure(
+    sampler: Any,
+    tokenizer: Any,
+    *,
+    prompts: Sequence[str],
+    groups: Ranked,
+    verifier: Verifier | None,
+    temperature: float,
+    max_tokens: int,
+    top_p: float,
+    judge: dict[str, Any],
+    seed: int,
+    partial: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Answer `prompts`, have the model judge its answers and the ranked responses of `groups`; see the keys below.
+
+    `judge` holds the keyword arguments of scoring.score that say how to judge.
+    """
+    samples = generation.generate(
+        sampler,
+        [chat.prompt_ids(tokenizer, prompt) for prompt in prompts],
+        n=1,
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        stop_token_ids=chat.stop_token_ids(tokenizer),
+        seed=seed,
+        partial=partial / "answers",
+        progress=progress,
+    )
+    answers = [(prompt, sample.text) for prompt, (sample,) in zip(prompts, samples, strict=True)]
+    ranked = [(prompt, text) for prompt, responses in groups for text, _ in responses]
+    judgements = scoring.score(
+        sampler, tokenizer, answers + ranked, seed=seed, partial=partial / "judgements", progress=progress, **judge
+    )
+    own, held_out = judgements[: len(answers)], judgements[len(answers) :]
+    columns = verified(verifier, answers) if verifier else {}
+    agreement = judge_against_verifier(own, columns["reward"]) if "reward" in columns else {}
+    return {
+        "prompts": len(prompts),
+        "verifier": summary(columns),
+        "judge": {
+            "parse_rate": parse_rate(judgements),
+            "mean_score": metrics.mean_and_se([j.score for j in own if j.score is not None])[0],
+            "agreement": judge_against_ranks(held_out, groups, judge["high"]),
+            **agreement,
+        },
+        "tokens": metrics.length_stats([len(sample.token_ids) for (sample,) in samples]),
+        "truncated": sum(sample.finish_reason == "length" for (sample,) in samples),
+        "samples": [{"prompt": prompt, "response": response} for prompt, response in answers[:5]],
+    }
+
+
+def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
+    """What the verifier says of each (prompt, response), by measure; a plain number is the measure `reward`. Raises
+    UserError where it fails or says something else than numbers."""
+    columns: dict[str, list[float]] = {}
+    for prompt, response in answers:
+        try:
+            said = verifier(prompt, response)
+            values = {str(k): float(v) for k, v in (said if isinstance(said, dict) else {"reward": said}).items()}
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"the verifier fails in {place.filename}:{place.lineno} ({type(error).__name__}: {error}); expected a "
+                f"number or a dict of numbers for prompt {prompt[:200]!r} and response {response[:200]!r}"
+            ) from error
+        if not values or not all(math.isfinite(value) for value in values.values()):
+            raise UserError(f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}")
+        if columns and set(values) != set(columns):
+            raise UserError(
+                f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}; expected "
+                f"{', '.join(columns)}, as of the responses before"
+            )
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def summary(columns: dict[str, list[float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, standard error and number of each measure."""
+    result: dict[str, dict[str, float | None]] = {}
+    for name, values in columns.items():
+        mean, se = metrics.mean_and_se(values)
+        result[name] = {"mean": mean, "se": se, "n": len(values)}
+    return result
+
+
+def judge_against_verifier(judgements: Sequence[Judgement], rewards: Sequence[float]) -> dict[str, float | int | None]:
+    """Pearson correlation and share of equal scores, over the readable judgements."""
+    both = [(j.score, r) for j, r in zip(judgements, rewards, strict=True) if j.score is not None]
+    return {
+        "verifier_correlation": metrics.correlation([s for s, _ in both], [r for _, r in both]),
+        "verifier_exact": sum(abs(s - r) < 0.5 for s, r in both) / len(both) if both else None,
+        "verifier_n": len(both),
+    }
+
+
+def parse_rate(judgements: Sequence[Judgement]) -> float | None:
+    """Share of votes that were readable."""
+    votes = [vote for judged in judgements for vote in judged.votes]
+    return sum(vote is not None for vote in votes) / len(votes) if votes else None
+
+
+def judge_against_ranks(judgements: Sequence[Judgement], groups: Ranked, perfect: float) -> dict[str, Any]:
+    """Agreement of the judge with ranked responses; `judgements` follow the responses of `groups` in order."""
+    flat = iter(judgements)
+    return metrics.judge_agreement(
+        [([next(flat).score for _ in answers], [rank for _, rank in answers]) for _, answers in groups],
+        perfect,
+    )
+
+
+def write(path: Path, measured: dict[str, Any]) -> None:
+    """Write one checkpoint's measurements as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

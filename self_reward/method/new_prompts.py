@@ -1,0 +1,95 @@
+"""Few-shot writing of new prompts: ask, parse, filter, ask again, until there are enough (paper section 2.2)."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from self_reward.errors import UserError
+from self_reward.method import prompts
+
+FIRST_YIELD = 0.5  # usable prompts a request, assumed until the first round has shown how many there are
+
+
+@dataclass
+class Written:
+    """The accepted prompts, and what became of everything that the model wrote, by reason."""
+
+    prompts: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    candidates: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)  # (reason, text): the first few
+
+
+def write(
+    ask: Callable[[int, list[str]], list[tuple[str, str]]],
+    seeds: list[str],
+    accept: prompts.PromptFilter,
+    *,
+    template: str,
+    count: int,
+    seed_shots: int,
+    generated_shots: int,
+    max_requests: int,
+    min_yield: float,
+    seed: int,
+) -> Written:
+    """Up to `count` new prompts.
+
+    `ask(round, requests)` gives the model's answer to each request and its finish_reason. Only the answers are
+    parsed, never the shots (B2). The loop is bounded by `max_requests` (B20). Raises UserError, with counts by reason
+    and samples, when less than `min_yield` of what the model writes is usable.
+    """
+    written = Written()
+    number = 0
+    while len(written.prompts) < count and written.requests < max_requests:
+        rate = max(len(written.prompts) / written.requests, 0.05) if written.requests else FIRST_YIELD
+        wanted = min(math.ceil((count - len(written.prompts)) / rate * 1.1), max_requests - written.requests)
+        rng = random.Random(f"{seed} {number}")
+        shots = [prompts.choose_shots(rng, seeds, written.prompts, seed_shots, generated_shots) for _ in range(wanted)]
+        answers = ask(number, [prompts.few_shot_prompt(template, examples) for examples in shots])
+        written.requests += wanted
+        number += 1
+        _take(answers, accept, written, count)
+        if len(written.prompts) < min_yield * max(written.candidates, 1):
+            raise UserError(_unusable(written))
+    if not written.prompts:
+        raise UserError(_unusable(written))
+    return written
+
+
+def _take(answers: list[tuple[str, str]], accept: prompts.PromptFilter, written: Written, count: int) -> None:
+    candidates = []
+    for text, finish_reason in answers:
+        found = prompts.parse_prompts(text, finish_reason)
+        candidates += found
+        if not found:
+            written.candidates += 1
+            written.reasons["nothing_parsed"] += 1
+            _keep_sample(written, "nothing_parsed", text)
+    for candidate, reason in zip(candidates, accept.take(candidates), strict=True):
+        if len(written.prompts) >= count:
+            return
+        written.candidates += 1
+        if reason is None:
+            written.prompts.append(candidate)
+        else:
+            written.reasons[reason] += 1
+            _keep_sample(written, reason, candidate)
+
+
+def _keep_sample(written: Written, reason: str, text: str) -> None:
+    if sum(kept == reason for kept, _ in written.rejected) < 3:
+        written.rejected.append((reason, text[:200]))
+
+
+def _unusable(written: Written) -> str:
+    reasons = ", ".join(f"{reason} {n}" for reason, n in written.reasons.most_common())
+    samples = "; ".join(f"{reason}: {text!r}" for reason, text in written.rejected[:3])
+    return (
+        f"the model cannot write prompts: {len(written.prompts)} of {written.candidates} are usable ({reasons}). "
+        f"Samples: {samples}. Set prompt_model to a model that can (base, M0/sft), or mend prompt_template, "
+        "prompt_pattern or the length bounds"
+    )

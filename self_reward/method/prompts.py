@@ -1,0 +1,243 @@
+"""New prompts written by a model: the few-shot request, the tasks read from its answer, and what is refused (section
+2.3)."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from random import Random
+
+from self_reward.errors import UserError
+
+
+def prompt_id(prompt: str) -> str:
+    """16 hex digits of the SHA-256 of the prompt."""
+    return _digest(prompt).hex()[:16]
+
+
+def held_out(prompt: str, fraction: float) -> bool:
+    """Whether `prompt` belongs to the held-out `fraction` (0..1) of all prompts; depends on its text alone."""
+    return int.from_bytes(_digest(prompt)[8:16], "big") < fraction * 2**64
+
+
+def _digest(prompt: str) -> bytes:
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+
+
+# ---- the request
+
+
+def choose_shots(
+    rng: Random, seeds: Sequence[str], generated: Sequence[str], seed_shots: int = 6, generated_shots: int = 2
+) -> list[str]:
+    """Examples for one request, in random order: the paper's 8 = 6 seeds + 2 generated ones; seeds where too few are
+    generated."""
+    if not seeds:
+        raise UserError("no seed prompts to show as examples; put prompts into M0/train/ift.jsonl")
+    new = rng.sample(generated, min(generated_shots, len(generated)))
+    shots = rng.sample(seeds, min(seed_shots + generated_shots - len(new), len(seeds))) + new
+    rng.shuffle(shots)
+    return shots
+
+
+def few_shot_prompt(template: str, examples: Sequence[str]) -> str:
+    """The request that shows `examples` and asks for new tasks.
+
+    `template` holds {examples} once and {next} (the number of the next task) at most once. Its first line may be
+    `# example: ...`, how one example is written, with {prompt} once and {number} at most once. One pass: braces in an
+    example stay as they are. Raises UserError on another template.
+    """
+    example_format = "Task {number}: {prompt}"
+    if template.startswith("# example:"):
+        line, _, template = template.partition("\n")
+        example_format = line.removeprefix("# example:").strip()
+    problems = []
+    if template.count("{examples}") != 1:
+        problems.append(f"the prompt template has {{examples}} {template.count('{examples}')} times, expected once")
+    if example_format.count("{prompt}") != 1:
+        problems.append(f"the template's example line {example_format!r} must have {{prompt}} once")
+    if problems:
+        raise UserError(problems)
+    before, after = example_format.split("{prompt}")
+    shown = "\n".join(
+        before.replace("{number}", str(number)) + example + after.replace("{number}", str(number))
+        for number, example in enumerate(examples, 1)
+    )
+    filled = re.sub(
+        r"\{(?:examples|next)\}", lambda match: shown if match[0] == "{examples}" else str(len(examples) + 1), template
+    )
+    return filled.strip()
+
+
+# ---- the answer
+
+_LEAD = r"^[ \t]{0,8}(?:[*_#>]{1,4}[ \t]{0,3})?"
+_TASK = re.compile(
+    _LEAD + r"(?:new[ \t])?(?:task|prompt|instruction|question)[ \t]{0,2}(?:number[ \t]|no\.?[ \t])?#?[ \t]?[0-9]{1,5}"
+    r"[ \t]{0,2}(?:[*_]{1,3})?[ \t]{0,2}(?:[:.)\-\u2013\u2014]|$)[ \t]{0,2}(?:[*_]{1,3}(?=\s))?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBERED = re.compile(_LEAD + r"#?([0-9]{1,5})[ \t]{0,2}[.):][*_]{0,3}[ \t]{1,8}", re.MULTILINE)
+_BULLET = re.compile(r"^[ \t]{0,8}[-*+\u2022\u2013][ \t]{1,8}(?=\S)", re.MULTILINE)
+_CHATTER = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|great|here (?:is|are)|here['\u2019]s|below (?:is|are)|the following)\b",
+    re.IGNORECASE,
+)
+_FAREWELL = re.compile(
+    r"(?:let me know|i hope|i've |feel free|would you like|these tasks|these prompts|note:|enjoy)", re.IGNORECASE
+)
+_LABEL = re.compile(
+    r"(?:[*_]{1,3})?(?:task|prompt|instruction)(?:[*_]{1,3})?[ \t]?:(?:[*_]{1,3})?[ \t]{0,4}", re.IGNORECASE
+)
+_FENCE = re.compile(r"[ \t]{0,3}```[^\s`]{0,20}[ \t]{0,8}")
+# `---` and the like at the end; looks behind and is possessive, since it would cost the square of a run of empty lines
+_RULE = re.compile(r"(?<![-*_#=\s])[-*_#=\s]++\Z")
+_QUOTES = {'"': '"', "\u201c": "\u201d", "\u2018": "\u2019", "'": "'", "\u00ab": "\u00bb", "`": "`", "**": "**"}
+
+
+def parse_prompts(text: str, finish_reason: str = "stop") -> list[str]:
+    """The tasks in what a model wrote when asked for new ones.
+
+    `text` is the completion alone: the examples of the request never come back as new tasks (bug B2). Reads `Task 9:
+    ...`, numbered lists and bullets, one task over several lines, quotes, code fences around the whole; leaves out
+    chatter before and after. A text without such marks is one task, also when it holds a list of its own after its
+    first words. `finish_reason` "length": the last task is cut off and left out.
+    """
+    lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").strip().split("\n")]
+    if _FENCE.fullmatch(lines[0]):
+        lines = [line for line in lines if not _FENCE.fullmatch(line)]
+    items = _split("\n".join(lines))
+    if finish_reason == "length":
+        items = items[:-1]
+    elif items:
+        head, blank, tail = items[-1].rpartition("\n\n")
+        if blank and _FAREWELL.match(tail.lstrip()):
+            items[-1] = head
+    return [prompt for item in items if (prompt := _clean(item))]
+
+
+def _split(text: str) -> list[str]:
+    for mark in (_TASK, _NUMBERED, _BULLET):
+        marks = list(mark.finditer(text))
+        if not marks:
+            continue
+        lead = text[: marks[0].start()].strip()
+        chatter = not lead or _is_chatter(lead)
+        # "Sort these:" and then a list is one task. Where numbers go on from the request's examples, it is the first
+        # of many.
+        if not chatter and (mark is _BULLET or (mark is _NUMBERED and int(marks[0][1]) == 1)):
+            return [text]
+        ends = [match.start() for match in marks[1:]] + [len(text)]
+        items = [text[match.end() : end] for match, end in zip(marks, ends, strict=True)]
+        return items if chatter else [lead, *items]
+    head, blank, tail = text.partition("\n\n")
+    return [tail if blank and _is_chatter(head.strip()) else text]
+
+
+def _is_chatter(lead: str) -> bool:
+    return len(lead) < 300 and bool(_CHATTER.match(lead)) and lead.rstrip("*_ ").endswith((":", ".", "!"))
+
+
+def _clean(item: str) -> str:
+    item = item.strip()
+    rule = _RULE.search(item)
+    if rule and "\n" in rule[0]:
+        item = item[: item.index("\n", rule.start())].strip()
+    label = _LABEL.match(item)
+    if label:
+        item = item[label.end() :].strip()
+    for opening, closing in _QUOTES.items():
+        inner = item[len(opening) : -len(closing)]
+        if (
+            item.startswith(opening)
+            and item.endswith(closing)
+            and inner.strip()
+            and opening not in inner
+            and closing not in inner
+        ):
+            item = inner.strip()
+    return item if any(character.isalnum() for character in item) else ""
+
+
+# ---- the filter
+
+
+class PromptFilter:
+    """Says why a prompt is refused: too near to one that is there, length in words, keywords, a pattern it must have.
+
+    `similarity` is the ROUGE-L F-measure (tokens as in the rouge-score package, no stemmer) from which two prompts
+    count as the same; 1.0 compares the text alone, white space folded. A keyword is matched as a whole word, in any
+    case. `pattern` is a regular expression that must be found in an accepted prompt. Texts without a letter of a-z or
+    a digit have no ROUGE tokens and are compared as text.
+    """
+
+    def __init__(
+        self,
+        existing: Iterable[str] = (),
+        *,
+        similarity: float = 0.7,
+        min_words: int = 1,
+        max_words: int = 1000,
+        keywords: Sequence[str] = (),
+        pattern: str | None = None,
+    ):
+        if not 0 < similarity <= 1:
+            raise UserError(f"similarity {similarity} found, expected more than 0 and at most 1")
+        try:
+            self._pattern = re.compile(pattern) if pattern else None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(f"prompt_pattern {pattern!r} is not a regular expression: {error}") from None
+        words = "|".join(re.escape(word) for word in keywords)
+        self._keywords = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+        self._min_words, self._max_words = min_words, max_words
+        self._exact: set[str] = set()
+        self._index = None
+        if similarity < 1:
+            from self_reward.method.rouge_index import RougeIndex
+
+            self._index = RougeIndex(similarity)
+        self.add(existing)
+
+    def add(self, prompts: Iterable[str]) -> None:
+        """From now on prompts are compared with these too."""
+        new = list(dict.fromkeys(text for prompt in prompts if (text := " ".join(prompt.split())) not in self._exact))
+        self._exact.update(new)
+        if self._index:
+            self._index.add(new)
+
+    def take(self, prompts: Sequence[str]) -> list[str | None]:
+        """Why each prompt is refused: "empty", "too_short", "too_long", "keyword", "pattern", "exact" or "similar".
+
+        None: it is accepted, and those after it are compared with it too.
+        """
+        reasons = [self._alone(prompt) for prompt in prompts]
+        places: dict[str, list[int]] = {}  # of each text, folded
+        for i, prompt in enumerate(prompts):
+            if reasons[i] is None:
+                text = " ".join(prompt.split())
+                if text in self._exact:
+                    reasons[i] = "exact"
+                else:
+                    places.setdefault(text, []).append(i)
+        accepted = self._index.accept(list(places)) if self._index else [True] * len(places)
+        for (text, (first, *others)), is_new in zip(places.items(), accepted, strict=True):
+            if is_new:
+                self._exact.add(text)
+            else:
+                reasons[first] = "similar"
+            for i in others:
+                reasons[i] = "exact" if is_new else "similar"
+        return reasons
+
+    def _alone(self, prompt: str) -> str | None:
+        words = prompt.split()
+        if not words:
+            return "empty"
+        if len(words) < self._min_words:
+            return "too_short"
+        if len(words) > self._max_words:
+            return "too_long"
+        if self._keywords and self._keywords.search(prompt):
+            return "keyword"
+        if self._pattern and not self._pattern.search(prompt):
+            return "pattern"
+        return None

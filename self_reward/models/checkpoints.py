@@ -1,0 +1,195 @@
+"""Chains of a base model and adapters, merged once on a cache; every consumer loads a plain Hugging Face folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from self_reward import disk
+from self_reward.errors import UserError
+from self_reward.models import base_model
+from self_reward.models.base_model import folder_hash, folder_problems, weights_dtype
+
+log = logging.getLogger(__name__)
+
+FILE_SIZE = "2GB"  # of one file of weights at most: a push that was interrupted sends whole files again, no less
+COMPLETE = ".complete"  # written last; its time is the time of the last use
+TOKENIZER_FILES = [
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
+]
+# Open lock files of the merged folders that this process uses: they die with it, and keep others from removing them.
+_in_use: dict[Path, int] = {}
+
+
+def materialise(
+    base: Path, adapters: list[Path], *, cache_dir: Path, keep: int, trust_remote_code: bool = False
+) -> Path:
+    """Merge `adapters`, in order, into `base` and return the folder of the result.
+
+    Merged in fp32 and cast once, at the end, to the base's dtype: casting after each adapter would round as often as
+    there are iterations. A full checkpoint in the chain replaces everything before it; without adapters (behind it)
+    the folder itself is returned. The tokenizer, with its chat template, is that of the newest member of the chain.
+
+    The result lies in cache_dir/merged/<hash of all contents>, is made once however many processes ask, and the
+    `keep` newest stay; one that a living process was given is never removed.
+    Raises UserError with all problems of the chain, TryAgain when the disk is full.
+    """
+    problems = []
+    chain: list[Path] = []
+    for folder in adapters:
+        if (folder / "adapter_config.json").is_file():
+            chain.append(folder)
+            problems += _adapter_problems(folder)
+        else:
+            base, chain = folder, []
+            problems = []
+    problems = folder_problems(base, trust_remote_code=trust_remote_code) + problems
+    if problems:
+        raise UserError(problems)
+    if not chain:
+        return base
+
+    key = hashlib.sha256("\n".join(folder_hash(f, cache_dir=cache_dir) for f in [base, *chain]).encode()).hexdigest()
+    merged = cache_dir / "merged" / key[:32]
+    merged.parent.mkdir(parents=True, exist_ok=True)
+    if merged in _in_use:
+        os.close(_in_use.pop(merged))
+    lock = os.open(merged.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    while not (merged / COMPLETE).is_file():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (merged / COMPLETE).is_file():
+            with written_beside(merged) as part:
+                _merge(base, chain, part, trust_remote_code=trust_remote_code)
+                (part / COMPLETE).touch()
+        fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: another process may have removed it in between, so look again
+    (merged / COMPLETE).touch()
+    _in_use[merged] = lock
+    _remove_oldest(merged.parent, keep)
+    return merged
+
+
+def _merge(base: Path, chain: list[Path], out: Path, *, trust_remote_code: bool) -> None:
+    import torch
+    from peft import PeftModel
+
+    quiet()
+    model = base_model.load(base, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    for folder in chain:
+        try:
+            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{folder}: the adapter does not fit {base} and the adapters before it: {error}") from error
+    model.to(getattr(torch, weights_dtype(base))).save_pretrained(out, max_shard_size=FILE_SIZE)
+    copy_tokenizer([base, *chain], out)
+
+
+def _adapter_problems(folder: Path) -> list[str]:
+    problems = []
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+    except ValueError as error:
+        return [f"{folder}: adapter_config.json is not JSON ({error})"]
+    if not (folder / "adapter_model.safetensors").is_file():
+        problems.append(f"{folder}: no adapter_model.safetensors (pickled adapters are not taken)")
+    if config.get("peft_type") != "LORA":
+        problems.append(f"{folder}: an adapter of type {config.get('peft_type')}; only LORA can be merged")
+    if config.get("modules_to_save") or config.get("trainable_token_indices"):
+        problems.append(
+            f"{folder}: the adapter brings whole modules or tokens of its own "
+            "(modules_to_save, trainable_token_indices), which is not supported; merge it yourself, take the result "
+            "as base_model"
+        )
+    return problems
+
+
+def _remove_oldest(merged_dir: Path, keep: int) -> None:
+    """Remove all but the `keep` newest, and what killed processes left unfinished."""
+    complete = [marker for marker in merged_dir.glob(f"*/{COMPLETE}") if marker.parent.suffix != ".part"]
+    complete.sort(key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
+    kept = {marker.parent for marker in complete[: max(keep, 1)]}
+    for folder in [path for path in merged_dir.iterdir() if path.is_dir() and path not in kept]:
+        lock = os.open(merged_dir / f"{folder.stem.lstrip('.')}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # first, so that a kill in between leaves nothing that looks whole
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # in use
+        finally:
+            os.close(lock)
+
+
+def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = None) -> None:
+    """Copy the tokenizer of the newest folder of `chain` that has one to `out`, byte for byte.
+
+    `chat_template`, where given, replaces the tokenizer's own.
+    """
+    for folder in reversed(chain):
+        names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        if any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
+            for name in names:
+                shutil.copyfile(folder / name, out / name)
+            break
+    else:
+        raise UserError(f"no tokenizer in {', '.join(str(folder) for folder in chain)}")
+    if chat_template is not None:
+        (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        config_file = out / "tokenizer_config.json"
+        if config_file.is_file():  # transformers before 4.52 kept the template here
+            config = json.loads(config_file.read_bytes())
+            if config.pop("chat_template", None) is not None:
+                config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None, base_model: str) -> None:
+    """Write self_reward.json: what the checkpoint stands on. `parent` is a name such as M0/sft, None for the base."""
+    content = {"finetune": finetune, "parent": parent, "base_model": base_model}
+    (folder / "self_reward.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def export(
+    base: Path, adapters: list[Path], to: Path, *, cache_dir: Path, keep: int, trust_remote_code: bool = False
+) -> Path:
+    """Copy the merged chain to the new folder `to`, which any engine serves. A folder that is not empty is refused."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to} is there and not empty; name a new folder")
+    source = materialise(base, adapters, cache_dir=cache_dir, keep=keep, trust_remote_code=trust_remote_code)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(to) as part:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.name not in (COMPLETE, "self_reward.json"):
+                shutil.copyfile(path, part / path.name)
+        copy_tokenizer([base, *adapters], part)
+    return to
+
+
+@contextlib.contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which becomes `out` when all went well and vanishes when not."""
+    part = out.with_name(f".{out.name}.part")  # hidden: OUT.part may be a folder of the user's
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with disk.explained(out.parent):
+            part.mkdir(parents=True)
+            yield part
+            shutil.rmtree(out, ignore_errors=True)
+            part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def quiet() -> None:
+    """No progress bars of the libraries: a stage reports its own progress."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,193 @@
+"""The vLLM sampler: the engine is fed request by request, so that its batches never run empty.
+
+The engine runs in this process (set VLLM_ENABLE_V1_MULTIPROCESSING=1 to put it into another), so a kill leaves nothing
+behind. With tensor_parallel_size above 1 its workers are processes of their own, which end when this one does. The
+samples do not depend on `seed` alone: vLLM's batches depend on timing, so a second run gives other samples.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# before the import: vLLM reads them then
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# FlashInfer's kernels for top-p are compiled at the first request, with nvcc, which our images and most machines lack
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+
+import torch
+from transformers import AutoTokenizer
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from self_reward.errors import TryAgain, UserError
+from self_reward.models.engines import Sample
+
+log = logging.getLogger(__name__)
+
+
+class VllmSampler:
+    engine = "vllm"
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        dtype: str,
+        seed: int,
+        max_model_len: int | None,
+        tensor_parallel_size: int,
+        gpu_memory_utilization: float,
+        trust_remote_code: bool,
+    ):
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take a share of the whole memory
+            os.environ.setdefault(
+                "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+            )  # binding costs 8/9 of the speed in a container
+        if dtype == "auto":  # vLLM's own "auto" makes bfloat16 of a float32 checkpoint, on a CPU too
+            dtype = "float32" if on_cpu else "bfloat16"
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        arguments = EngineArgs(
+            model=str(model_dir),
+            dtype=dtype,  # type: ignore[arg-type]
+            seed=seed,
+            max_model_len=max_model_len,  # type: ignore[arg-type]
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            trust_remote_code=trust_remote_code,
+            enforce_eager=on_cpu,
+            enable_prefix_caching=True,
+            generation_config="vllm",  # not the folder's: its penalties and end tokens would leak in (B10)
+            skip_tokenizer_init=True,  # prompts are token ids, and text is decoded here as in the transformers sampler
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        try:
+            self.llm = LLMEngine.from_engine_args(arguments)
+        except torch.OutOfMemoryError as error:
+            raise TryAgain(f"{model_dir}: the model does not fit into the GPU's free memory: {error}") from error
+        except ValueError as error:  # settings that cannot work, and too little memory for the cache
+            raise UserError(f"vLLM cannot load {model_dir} with these settings: {error}") from error
+        except Exception as error:  # of a worker's end vLLM says no more
+            if tensor_parallel_size > 1 and "initialization failed" in str(error):
+                raise TryAgain(
+                    f"{model_dir}: a process of vLLM's engine ended while it loaded the model, for want of memory or "
+                    "killed; its own words are in the log"
+                ) from error
+            raise
+        self.max_model_len: int = self.llm.vllm_config.model_config.max_model_len
+        self.calls = 0
+
+    def chunks(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Indices of the prompts that must stay together: each stands alone, the engine fills its own batches."""
+        return [[index] for index in range(len(prompts))]
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        *,
+        n: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        stop_token_ids: list[int],
+        seed: int,
+        done: set[int] = frozenset(),  # type: ignore[assignment]
+    ) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, each when it is finished.
+
+        `seed` is not used: the engine was seeded when it was loaded, and a seed a request breaks chunked prefill on a
+        CPU.
+        Temperature 0 is greedy: n equal samples. A prompt that leaves no room in the model gives n empty samples with
+        finish_reason "length".
+        """
+        todo = []
+        for index, prompt in enumerate(prompts):
+            if index in done:
+                continue
+            room = self.max_model_len - len(prompt)
+            if room <= 0:
+                yield index, [Sample("", [], "length")] * n
+                continue
+            params = SamplingParams(
+                n=1 if temperature == 0 else n,
+                temperature=temperature,
+                top_p=1.0 if temperature == 0 else top_p,
+                max_tokens=min(max_tokens, room),
+                stop_token_ids=stop_token_ids,
+                ignore_eos=True,  # the stop tokens are those given, no others
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            todo.append((index, prompt, params))
+        for index, outputs in self._run(todo, sequences=n):
+            samples = [self._sample(output, stop_token_ids) for output in outputs]
+            yield index, samples * n if temperature == 0 else samples
+
+    def _sample(self, output: Any, stop_token_ids: list[int]) -> Sample:
+        ids = list(output.token_ids)
+        if output.finish_reason == "stop" and ids and ids[-1] in stop_token_ids:
+            ids.pop()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Sample(str(text), ids, output.finish_reason)
+
+    def choice_logprobs(self, prompts: list[list[int]], choices: list[int]) -> list[list[float]]:
+        """Log-probabilities (nats) of `choices` as the next token of each prompt, renormalised over the choices."""
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprob_token_ids=choices, detokenize=False, ignore_eos=True
+        )  # vLLM gives them over the whole vocabulary
+        result: list[list[float]] = [[] for _ in prompts]
+        for index, outputs in self._run([(i, p, params) for i, p in enumerate(prompts)], sequences=1):
+            found = outputs[0].logprobs[0]
+            result[index] = torch.tensor([found[c].logprob for c in choices]).log_softmax(-1).tolist()
+        return result
+
+    def _run(
+        self, todo: list[tuple[int, list[int], SamplingParams]], *, sequences: int
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """Feed (index, prompt, parameters) to the engine, at most twice as many sequences as it runs at once."""
+        window = max(1, 2 * self.llm.vllm_config.scheduler_config.max_num_seqs // sequences)
+        self.calls += 1
+        request_of: dict[str, int] = {}
+        waiting = iter(todo)
+        try:
+            while True:
+                while len(request_of) < window and (item := next(waiting, None)) is not None:
+                    index, prompt, params = item
+                    name = f"{self.calls}:{index}"
+                    self.llm.add_request(name, {"prompt_token_ids": prompt}, params)
+                    request_of[name] = index
+                if not request_of:
+                    return
+                for output in self._step():
+                    if output.finished:
+                        yield request_of.pop(output.request_id), output.outputs  # type: ignore[misc]
+        finally:
+            if request_of:  # the caller left early
+                self.llm.abort_request(list(request_of))
+
+    def _step(self) -> list[Any]:
+        try:
+            return self.llm.step()
+        except RuntimeError as error:  # of a worker that died vLLM says "cancelled", or "Executor failed."
+            core = getattr(self.llm.engine_core, "engine_core", None)  # where the engine is in this process
+            if getattr(getattr(core, "model_executor", None), "is_failed", False):
+                raise TryAgain(
+                    "a process of vLLM's engine died, for want of memory or killed; run again to go on from the "
+                    "finished prompts"
+                ) from error
+            raise
+
+    def close(self) -> None:
+        """Stop the engine and whatever processes it started, and give the memory back."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()

@@ -1,0 +1,123 @@
+"""One process of a training over several. train_group.py starts it and says what the files in FOLDER are.
+
+Run     python -m self_reward.models.train_worker FOLDER MEETING PARENT
+        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk that all of them are given; PARENT: a
+        process id.
+"""
+
+import ctypes
+import datetime
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from self_reward import disk
+from self_reward.errors import TryAgain, UserError
+from self_reward.models import train_group
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# How long the others wait for one that loads or saves; NCCL's own ten minutes are too short for large checkpoints on a
+# slow volume. One that is dead is seen by the stage.
+PATIENCE = datetime.timedelta(hours=2)
+
+
+def main(folder: Path, meeting: Path, parent: int) -> int:
+    """Train as `folder` says; returns the exit code."""
+    # Without the stage nobody would end this process, and the stage's next try would write into the same checkpoints.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
+    rank = int(os.environ["RANK"])
+    try:
+        function, model_dir, examples, out, settings = train_group.read_call(folder)
+        with disk.explained(out.parent, folder):
+            join(meeting)
+            settings["checkpoint_dir"] = Path(settings["checkpoint_dir"])
+            if rank == 0:
+                _log_to(folder / "lines.jsonl")
+                settings["progress"] = lambda *numbers: _say(folder / "lines.jsonl", {"progress": numbers})
+            from self_reward.models import training
+
+            result = getattr(training, function)(model_dir, examples, out, **settings)
+            if rank == 0:
+                (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    except Exception as error:
+        found = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
+        part = folder / f"error-{rank}.part"
+        try:
+            part.write_text(json.dumps(found, default=str), encoding="utf-8")
+            part.rename(folder / f"error-{rank}.json")
+        except OSError as untold:
+            if disk.is_full(untold):  # the error, too, may be that the disk is full
+                _exit(train_group.DISK_FULL)
+            raise
+        _exit(1)
+    _exit(0)
+    return 0
+
+
+def join(meeting: Path) -> None:
+    """Join the process group whose members share the file `meeting`: NCCL where there are GPUs (and gloo for what lies
+    in the main memory), else gloo."""
+    import torch
+
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=processes,
+        timeout=PATIENCE,
+    )
+
+
+def _exit(code: int) -> None:
+    """End at once: in a group that has lost a member, and with open connections, Python's own end may wait."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    text = str(error)
+    if isinstance(error, UserError):
+        return {"kind": "user", "problems": error.problems}
+    if isinstance(error, TryAgain):
+        return {"kind": "again", "text": text}
+    if isinstance(error, MemoryError):
+        return {"kind": "again", "text": "out of memory"}
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+        return {"kind": "memory", "text": text}
+    if isinstance(error, OSError) and error.errno:
+        return {"kind": "system", "errno": error.errno, "text": error.strerror, "filename": error.filename}
+    return {"kind": "other"}
+
+
+def _say(file: Path, content: dict[str, Any]) -> None:
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(content) + "\n")
+
+
+def _log_to(file: Path) -> None:
+    """What this process has to say is said by the stage."""
+
+    class ToFile(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _say(file, {"log": [record.levelno, record.getMessage()]})
+
+    ours = logging.getLogger("self_reward")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(ToFile())
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,64 @@
+import pytest
+
+from self_reward.errors import UserError
+from self_reward.method import evaluation
+from self_reward.method.scoring import Judgement
+
+
+def judged(score):
+    return Judgement(score, [score], ["text"])
+
+
+def test_a_verifier_may_return_a_number_or_several():
+    assert evaluation.verified(lambda p, r: len(r), [("a", "xx"), ("a", "y")]) == {"reward": [2.0, 1.0]}
+    columns = evaluation.verified(lambda p, r: {"reward": 1, "form": r == "x"}, [("a", "x"), ("a", "y")])
+    assert columns == {"reward": [1.0, 1.0], "form": [1.0, 0.0]}
+    assert evaluation.summary(columns)["form"] == {"mean": 0.5, "se": 0.5, "n": 2}
+
+
+def test_the_judge_is_compared_with_the_verifier_over_readable_judgements_only():
+    found = evaluation.judge_against_verifier([judged(1.0), judged(None), judged(3.4), judged(5.0)], [1, 5, 3, 2])
+    assert found["verifier_n"] == 3
+    assert found["verifier_exact"] == pytest.approx(2 / 3)
+    assert found["verifier_correlation"] == pytest.approx(0.596, abs=1e-3)
+    assert evaluation.parse_rate([judged(1.0), judged(None)]) == 0.5
+    assert evaluation.judge_against_verifier([judged(None)], [1.0])["verifier_exact"] is None
+
+
+def test_ranked_responses_are_matched_with_their_judgements_in_order():
+    groups = [("p", [("good", 0.0), ("bad", 1.0)]), ("q", [("bad", 1.0), ("good", 0.0), ("fair", 0.5)])]
+    found = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
+    assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("verifier", "said"),
+    [
+        (lambda p, r: 1 / 0, r"test_evaluation.py:\d+ .ZeroDivisionError: .*prompt 'a' and response 'x'"),
+        (lambda p, r: "good", "ValueError: could not convert.*'good'"),
+        (lambda p, r: None, "TypeError"),
+        (lambda p, r: exit(0), "SystemExit"),
+        (lambda p, r: {} if r == "x" else 1, "says {} of prompt 'a' and response 'x'"),
+        (lambda p, r: {"reward": 1} if r == "x" else {"form": 1}, "'form': 1.* response 'y'; expected reward, as"),
+        (lambda p, r: {"reward": float("nan")}, "says {'reward': nan} of prompt 'a'"),
+    ],
+)
+def test_a_verifier_that_fails_is_the_users_error(verifier, said):
+    with pytest.raises(UserError, match=said):
+        evaluation.verified(verifier, [("a", "x"), ("a", "y")])
+
+
+def test_a_verifiers_module_may_raise_anything_when_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "verifier_with_a_slip.py").write_text("def f(:")
+    (tmp_path / "verifier_that_is_a_script.py").write_text("import sys; sys.exit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="verifier = verifier_with_a_slip:f: SyntaxError"):
+        evaluation.load_verifier("verifier_with_a_slip:f")
+    with pytest.raises(UserError, match="verifier = verifier_that_is_a_script:f: SystemExit"):
+        evaluation.load_verifier("verifier_that_is_a_script:f")
+
+
+@pytest.mark.parametrize("name", ["nothing", "no.such.module:f", "math:no_such", "math:pi"])
+def test_a_verifier_that_is_not_there_is_named(name):
+    with pytest.raises(UserError, match=f"verifier = {name}"):
+        evaluation.load_verifier(name)

@@ -1,0 +1,72 @@
+import math
+import random
+
+import pytest
+
+from self_reward.method.metrics import _kendall, _ranks, correlation, judge_agreement, length_stats, mean_and_se
+
+
+def test_a_judge_that_agrees():
+    found = judge_agreement([([5, 3, 1], [0, 1, 2]), ([2, 5], [1, 0])])
+    for name in ("pairwise_accuracy", "five_best", "exact_match", "spearman", "kendall"):
+        assert found[name] == pytest.approx(1)
+    assert (found["pairs"], found["fives"], found["groups"], found["responses"], found["unparsed"]) == (4, 2, 2, 5, 0)
+
+
+def test_by_hand():
+    # ranks 0 1 2; scores 4 5 1: pair (0,1) wrong, the other two right; the only 5 is not the best; tau (2 - 1) / 3;
+    # rho 0.5
+    found = judge_agreement([([4, 5, 1], [0, 1, 2])])
+    assert found["pairwise_accuracy"] == pytest.approx(2 / 3)
+    assert found["exact_match"] == 0 and found["five_best"] == 0
+    assert found["spearman"] == pytest.approx(0.5) and found["kendall"] == pytest.approx(1 / 3)
+
+
+def test_a_tie_of_the_judge_is_not_agreement():
+    found = judge_agreement([([5, 5], [0, 1])])
+    assert found["pairwise_accuracy"] == 0 and found["tie_rate"] == 1 and found["exact_match"] == 0
+    assert found["five_best"] == 0.5 and found["spearman"] == found["kendall"] == 0
+
+
+def test_equal_ranks_are_no_pair():
+    found = judge_agreement([([3, 1, 2], [0, 1, 1])])
+    assert found["pairs"] == 2 and found["pairwise_accuracy"] == 1 and found["exact_match"] == 1
+    assert judge_agreement([([3, 1], [1, 1])])["groups"] == 0
+
+
+def test_b14_unreadable_is_counted_and_left_out():
+    found = judge_agreement([([4, None, 1], [0, 1, 2]), ([None, 5], [0, 1])])
+    assert found["pairs"] == 1 and found["pairwise_accuracy"] == 1 and found["unparsed"] == 2 and found["groups"] == 1
+    nothing = judge_agreement([([None], [0])])
+    assert nothing["pairwise_accuracy"] is None and nothing["five_best"] is None and nothing["unparsed"] == 1
+    with pytest.raises(ValueError):
+        judge_agreement([([1.0], [0, 1])])
+
+
+def test_correlations_equal_scipys():
+    from scipy import stats
+
+    rng = random.Random(0)
+    for _ in range(50):
+        n = rng.randint(3, 8)
+        x, y = [rng.randint(0, 3) for _ in range(n)], [rng.randint(0, 5) for _ in range(n)]
+        if len(set(x)) > 1 and len(set(y)) > 1:
+            assert correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+            assert correlation(_ranks(x), _ranks(y)) == pytest.approx(stats.spearmanr(x, y).statistic)
+            assert _kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+
+
+def test_correlation_of_nothing_is_none():
+    assert correlation([], []) is None and correlation([1], [2]) is None and correlation([1, 1], [1, 2]) is None
+    with pytest.raises(ValueError):
+        correlation([1], [1, 2])
+
+
+def test_mean_and_standard_error():
+    assert mean_and_se([1, 2, 3, 4]) == (2.5, pytest.approx(math.sqrt(5 / 3) / 2))
+    assert mean_and_se([3]) == (3.0, None) and mean_and_se([]) == (None, None)
+
+
+def test_length_stats():
+    assert length_stats([1, 2, 9]) == {"n": 3, "mean": 4, "median": 2, "min": 1, "max": 9}
+    assert length_stats([])["n"] == 0
