@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from self_reward.errors import UserError
-from self_reward.texts import builtin
 from self_reward.method.judge import (
     average,
     expected_score,
@@ -17,6 +16,7 @@ from self_reward.method.judge import (
     score_prefix,
     split_judge_prompt,
 )
+from self_reward.texts import builtin
 
 ADDITIVE = builtin("rubric", "additive")
 TOY = "judge the response . instruction : {prompt} response : {response} end"
