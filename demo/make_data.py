@@ -22,7 +22,7 @@ from self_reward.errors import UserError
 from self_reward.method.judge import judge_prompt
 from self_reward.method.prompts import few_shot_prompt, prompt_id
 from self_reward.repository import jsonl
-from self_reward.run import stage
+from self_reward.run import process
 from self_reward.store import is_remote, open_store
 from self_reward.store.errors import NotFound
 
@@ -274,4 +274,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.guard(main, "demo"))
+    sys.exit(process.guard(main, "demo"))

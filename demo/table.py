@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from self_reward.errors import UserError
-from self_reward.run import stage
+from self_reward.run import process
 from self_reward.store import is_remote, open_store
 
 MEASURES = ("reward", "reward_without_form", "accuracy", "form")
@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.guard(main, "demo"))
+    sys.exit(process.guard(main, "demo"))

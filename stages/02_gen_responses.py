@@ -1,39 +1,28 @@
 """02_gen_responses: the policy answers each new prompt `responses_per_prompt` times.
 
 Reads   M{k}/generated/prompts.jsonl, the policy
-Writes  M{k}/generated/responses.jsonl; with --shard i/n a part of it, for stages/merge.py
+Writes  M{k}/generated/responses.jsonl; with --shard i/n part i of it; with --merge the n parts joined
 Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
 import sys
 
-from self_reward.repository import artifacts
-from self_reward.run import stage
+from self_reward.parameters.stages import GenResponses
+from self_reward.run import shards, stage
+from self_reward.run.context import Run
 
 
-def work(p, run):
-    from self_reward.models import chat, generation
-    from self_reward.repository import jsonl
-    from self_reward.run import loading, shards
+def work(p: GenResponses, run: Run) -> None:
+    from self_reward.repository import artifacts
+    from self_reward.run import models
 
-    prompts = list(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
-    folder = loading.model_folder(run, p, "policy")
-    tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder, run.seed + run.shard[0])
-    run.details["sampler"] = sampler.engine
-    answers = generation.generate(
-        sampler,
-        [chat.prompt_ids(tokenizer, row["prompt"]) for row in prompts],
-        n=p.responses_per_prompt,
-        temperature=p.response_temperature,
-        top_p=p.response_top_p,
-        max_tokens=p.response_max_tokens,
-        stop_token_ids=chat.stop_token_ids(tokenizer),
-        seed=run.seed,
-        partial=run.partial,
-        shard=run.shard,
-        progress=run.progress,
-    )
+    # 1. ask the policy; its answers survive a kill, and a shard answers only part of the prompts
+    prompts = list(run.rows("prompts", artifacts.PROMPT_COLUMNS, p.max_bad_rows))
+    policy = models.policy(run, p)
+    sampling = p.answers.at(p.response_temperature)
+    answers = policy.ask([row["prompt"] for row in prompts], sampling, n=p.responses_per_prompt)
+
+    # 2. write one row per response
     rows = [
         {
             "prompt_id": row["prompt_id"],
@@ -47,10 +36,23 @@ def work(p, run):
         for position, (row, samples) in enumerate(zip(prompts, answers, strict=True))
         for i, sample in enumerate(samples)
     ]
+    record(run, rows, prompts=sum(map(bool, answers)))
+
+
+def join(p: GenResponses, run: Run, parts: list[list[shards.Row]]) -> None:
+    from self_reward.repository import artifacts
+
+    ids = [row["prompt_id"] for row in run.rows("prompts", artifacts.PROMPT_COLUMNS, p.max_bad_rows)]
+    record(run, shards.join(parts, ids, p.responses_per_prompt), prompts=len(ids))
+
+
+def record(run: Run, rows: list[shards.Row], prompts: int) -> None:
+    from self_reward.repository import jsonl
+
     jsonl.write(run.output("responses"), rows)
-    run.counts["prompts"] = sum(map(bool, answers))
+    run.counts["prompts"] = prompts
     run.counts |= shards.response_counts(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("02_gen_responses", work, __doc__))
+    sys.exit(stage.main("02_gen_responses", GenResponses, work, __doc__, join=join))

@@ -1,47 +1,36 @@
-"""03_gen_scores: the policy judges each response `judge_votes` times by the rubric; the votes are averaged.
+"""03_gen_scores: the policy judges each response `judge_votes` times by the rubric; the score is the mean of the votes.
 
 Reads   M{k}/generated/responses.jsonl, the policy
-Writes  M{k}/generated/scores.jsonl; with --shard i/n a part of it, for stages/merge.py
+Writes  M{k}/generated/scores.jsonl; with --shard i/n part i of it; with --merge the n parts joined
 Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
 import sys
+from typing import Any
 
 from self_reward.errors import all_of
-from self_reward.repository import artifacts
-from self_reward.run import stage
+from self_reward.parameters.stages import GenScores
+from self_reward.run import shards, stage
+from self_reward.run.context import Run
 
 
-def work(p, run):
+def work(p: GenScores, run: Run) -> None:
     from self_reward.method import scoring
-    from self_reward.repository import jsonl
-    from self_reward.run import loading, shards
+    from self_reward.repository import artifacts
+    from self_reward.run import models, user_data
 
+    # 1. read everything before a model is loaded: a bad file costs seconds
     rubric, responses = all_of(
-        lambda: loading.rubric(run, p),
-        lambda: list(loading.rows(run, p, "responses", artifacts.RESPONSE_COLUMNS)),
+        lambda: user_data.rubric(run, p.rubric),
+        lambda: list(run.rows("responses", artifacts.RESPONSE_COLUMNS, p.max_bad_rows)),
     )
-    folder = loading.model_folder(run, p, "policy")
-    tokenizer = loading.tokenizer(folder, trust_remote_code=p.trust_remote_code)
-    sampler = loading.sampler(p, folder, run.seed + run.shard[0])
-    run.details["sampler"] = sampler.engine
-    judgements = scoring.score(
-        sampler,
-        tokenizer,
-        [(row["prompt"], row["completion"]) for row in responses],
-        rubric=rubric,
-        votes=p.judge_votes,
-        temperature=p.judge_temperature,
-        top_p=p.judge_top_p,
-        max_tokens=p.judge_max_tokens,
-        forced=p.judge_forced_score,
-        low=p.score_min,
-        high=p.score_max,
-        seed=run.seed,
-        partial=run.partial,
-        shard=run.shard,
-        progress=run.progress,
-    )
+
+    # 2. ask the policy; its judgements survive a kill, and a shard judges only part of the responses
+    policy = models.policy(run, p)
+    answers = [(row["prompt"], row["completion"]) for row in responses]
+    judgements = scoring.score(policy, answers, rubric, p.scale, p.judging, votes=p.judge_votes)
+
+    # 3. write one row per response
     rows = [
         {
             **row,
@@ -53,12 +42,25 @@ def work(p, run):
         for position, (row, judged) in enumerate(zip(responses, judgements, strict=True))
         if judged.votes
     ]
+    record(run, rows)
+
+
+def join(p: GenScores, run: Run, parts: list[list[shards.Row]]) -> None:
+    from self_reward.repository import artifacts
+
+    ids = [row["prompt_id"] for row in run.rows("responses", artifacts.RESPONSE_COLUMNS, p.max_bad_rows)]
+    record(run, shards.join(parts, ids, 1))
+
+
+def record(run: Run, rows: list[shards.Row]) -> None:
+    from self_reward.repository import jsonl
+
     jsonl.write(run.output("scores"), rows)
     run.counts |= shards.score_counts(rows)
     run.details["unreadable_samples"] = shards.unreadable_samples(rows)
 
 
-def stop_rule(p, counts, details):
+def stop_rule(p: GenScores, counts: dict[str, Any], details: dict[str, Any]) -> str | None:
     from self_reward.method import stop
 
     return stop.parse_rate(
@@ -70,4 +72,4 @@ def stop_rule(p, counts, details):
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("03_gen_scores", work, __doc__, stop_rule))
+    sys.exit(stage.main("03_gen_scores", GenScores, work, __doc__, stop_rule=stop_rule, join=join))

@@ -7,46 +7,36 @@ Run     python stages/04_gen_preferences.py --data_repo DIR --iteration 0
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
-from self_reward.repository import artifacts
+from self_reward.parameters.stages import GenPreferences
 from self_reward.run import stage
+from self_reward.run.context import Run
 
 
-def work(p, run):
+def work(p: GenPreferences, run: Run) -> None:
     from self_reward.method import preferences
-    from self_reward.repository import jsonl
-    from self_reward.run import loading
+    from self_reward.repository import artifacts, jsonl
 
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
 
-    def rows():
-        for row in loading.rows(run, p, "scores", artifacts.SCORE_COLUMNS, artifacts.score_row_problem):
+    def rows() -> Iterator[jsonl.Row]:
+        for row in run.rows("scores", artifacts.SCORE_COLUMNS, p.max_bad_rows, artifacts.score_row_problem):
             if row["score"] is not None:
                 scores[round(row["score"], 1)] += 1
             yield row
 
-    pairs = preferences.build(
-        rows(),
-        counts,
-        length_rho=p.length_rho,
-        min_margin=p.min_margin,
-        tie_break=p.tie_break,
-        drop_truncated=p.drop_truncated,
-        drop_identical=p.drop_identical,
-        max_pairs=p.max_pairs,
-        shuffle_preferences=p.shuffle_preferences,
-        seed=p.seed,
-        path=run.input("scores"),
-    )
+    pairs = preferences.build(rows(), counts, **p.pair_rules.model_dump(), seed=p.seed, path=run.input("scores"))
     jsonl.write(run.output("preferences"), pairs)
     without = {reason: n for reason, n in counts.items() if reason not in preferences.TOTALS}
-    run.counts.update({total: counts[total] for total in preferences.TOTALS} | without)
+    run.counts |= {total: counts[total] for total in preferences.TOTALS} | without
     run.details["without_a_pair"] = without
     run.details["scores"] = sorted(scores.items())
 
 
-def stop_rule(p, counts, details):
+def stop_rule(p: GenPreferences, counts: dict[str, Any], details: dict[str, Any]) -> str | None:
     from self_reward.method import stop
 
     return stop.number_of_pairs(
@@ -59,4 +49,4 @@ def stop_rule(p, counts, details):
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("04_gen_preferences", work, __doc__, stop_rule))
+    sys.exit(stage.main("04_gen_preferences", GenPreferences, work, __doc__, stop_rule=stop_rule))

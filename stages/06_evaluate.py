@@ -6,62 +6,63 @@ Writes  M{k}/eval/dpo.json, in iteration 0 also M{k}/eval/sft.json
 Run     python stages/06_evaluate.py --data_repo DIR --base_model MODEL --iteration 0 --verifier module:function
 """
 
+import json
 import sys
+from functools import partial
 
+from self_reward.parameters.stages import Evaluate
 from self_reward.run import stage
+from self_reward.run.context import Run
 
 
-def work(p, run):
-    from self_reward.method import evaluation
+def work(p: Evaluate, run: Run) -> None:
+    from self_reward.method import evaluation, scoring
     from self_reward.repository import held_out
-    from self_reward.run import loading
+    from self_reward.run import models, user_data
 
-    rubric = loading.rubric(run, p)
+    # 1. what is held out
+    rubric = user_data.rubric(run, p.rubric)
     verifier = evaluation.load_verifier(p.verifier) if p.verifier else None
     prompts, groups = held_out.read(
-        run.input("eval_prompts") if run.has("eval_prompts") else None,
-        run.input("eval_eft") if run.has("eval_eft") else None,
-        run.input("train") if run.has("train") else None,
+        run.optional("eval_prompts"),
+        run.optional("eval_eft"),
+        run.optional("train"),
         fraction=p.eval_fraction,
         rubric=rubric,
-        score_max=p.score_max,
+        score_max=p.scale.max,
     )
     prompts, groups = prompts[: p.eval_prompts], groups[: p.eval_judge_groups]
     run.counts["prompts"] = len(prompts)
     run.counts["judged_groups"] = len(groups)
+
+    # 2. each checkpoint answers and judges
     for name, output in (("M0/sft", "eval_of_sft"), (f"M{p.iteration}/dpo", "eval_of_dpo")):
         if output not in run.inputs.outputs:
             continue
-        folder = loading.model_folder(run, p, name)
-        sampler = loading.sampler(p, folder, p.seed)
+        policy = models.checkpoint_policy(run, p, name)
         measured = evaluation.measure(
-            sampler,
-            loading.tokenizer(folder, trust_remote_code=p.trust_remote_code),
-            prompts=prompts,
-            groups=groups,
+            policy,
+            prompts,
+            groups,
+            answering=p.answers.at(p.eval_temperature),
+            judge=partial(
+                scoring.score,
+                policy,
+                rubric=rubric,
+                scale=p.scale,
+                judging=p.judging,
+                votes=p.eval_judge_votes,
+                part="judgements",
+            ),
             verifier=verifier,
-            temperature=p.eval_temperature,
-            max_tokens=p.response_max_tokens,
-            top_p=p.response_top_p,
-            judge={
-                "rubric": rubric,
-                "votes": p.eval_judge_votes,
-                "temperature": p.judge_temperature,
-                "top_p": p.judge_top_p,
-                "max_tokens": p.judge_max_tokens,
-                "forced": p.judge_forced_score,
-                "low": p.score_min,
-                "high": p.score_max,
-            },
-            seed=p.seed,
-            partial=run.partial / name.replace("/", "-"),
-            progress=run.progress,
+            perfect=p.scale.max,
         )
-        sampler.close()  # makes room for the next checkpoint
-        evaluation.write(run.output(output), {"checkpoint": name, **measured})
+        policy.close()  # makes room for the next checkpoint
+        text = json.dumps({"checkpoint": name, **measured}, indent=2, ensure_ascii=False)
+        run.output(output).write_text(text + "\n", encoding="utf-8")
         if "reward" in measured["verifier"]:
             run.counts[f"reward_{name}"] = round(measured["verifier"]["reward"]["mean"], 3)
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("06_evaluate", work, __doc__))
+    sys.exit(stage.main("06_evaluate", Evaluate, work, __doc__))

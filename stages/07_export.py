@@ -1,32 +1,23 @@
 """07_export: the merged model of the last iteration, ready to be served. Does nothing with export_merged: false.
 
-Reads   M{k}/models/dpo/final_checkpoint and the checkpoints that it stands on
+Reads   M{k}/models/dpo/final_checkpoint and all that it is based on
 Writes  M{k}/models/dpo/merged
 Run     python stages/07_export.py --data_repo DIR --base_model MODEL --iteration 2
 """
 
 import sys
-from pathlib import Path
 
+from self_reward.parameters.stages import Export
 from self_reward.run import stage
+from self_reward.run.context import Run
 
 
-def work(p, run):
-    from self_reward.models import checkpoints
-    from self_reward.run import loading
+def work(p: Export, run: Run) -> None:
+    from self_reward.run import models
 
-    base, adapters = loading.chain(run, p, f"M{p.iteration}/dpo")
-    cache = Path(p.cache_dir).expanduser()
-    checkpoints.export(
-        base,
-        adapters,
-        run.output("merged"),
-        cache_dir=cache,
-        keep=p.cache_keep,
-        trust_remote_code=p.trust_remote_code,
-    )
+    models.export(run, p, f"M{p.iteration}/dpo", run.output("merged"))
     run.counts["files"] = sum(1 for path in run.output("merged").rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("07_export", work, __doc__))
+    sys.exit(stage.main("07_export", Export, work, __doc__))

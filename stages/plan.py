@@ -14,10 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from self_reward import disk, parameters, store
+from self_reward import disk, store
 from self_reward.errors import TryAgain, UserError, all_of
+from self_reward.parameters.sources import as_environment, of_workflow, parse
+from self_reward.parameters.stages import BY_STEP, Plan, given
 from self_reward.repository import artifacts
-from self_reward.run import stage
+from self_reward.run import process, stage
+from self_reward.run.checkout import Checkout, base_id, disks, open_data_repo
+from self_reward.run.progress import Progress
+from self_reward.run.workdir import scratch_folder
 
 REACH_SECONDS = 60.0  # in which a server must answer before anything is run
 SOON_SECONDS = 5.0  # the same where the run cannot begin anyway
@@ -26,21 +31,21 @@ SMALL = 1 << 20  # bytes; files of a model on a server are looked into below thi
 
 def main() -> None:
     try:
-        p = parameters.parse("plan", __doc__)
+        p = parse(Plan, __doc__ or "")
     except UserError as error:
         if "--in_cluster" in sys.argv:  # whoever looks at the workflow's page wants to mend all of it at once
             raise UserError([*error.problems, *problems_of(look_at_cluster, error.problems)]) from None
         raise
-    with disk.explained(*stage.disks(p)):
+    with disk.explained(*disks(p)):
         plan(p)
 
 
-def plan(p: parameters.Plan) -> None:
+def plan(p: Plan) -> None:
     problems = before(p)
     try:
         # somebody may be waiting: a wrong address is said sooner than in a stage
         soon = p.model_copy(update={"store_timeout": min(p.store_timeout, SOON_SECONDS if problems else REACH_SECONDS)})
-        refused = problems_of(stage.open_data_repo(soon).exists) if store.is_remote(p.data_repo) else []
+        refused = problems_of(open_data_repo(soon).exists) if store.is_remote(p.data_repo) else []
         if p.create_repo or p.seed_data:
             problems += refused + problems_of(lambda: check_hub_model(p))
             say(problems)  # nothing is made for a run that cannot begin
@@ -64,8 +69,8 @@ def plan(p: parameters.Plan) -> None:
         stage.finish(p, snapshot.commit, snapshot.commit, "")
         print(f"plan  iterations {p.start_iteration} to {last}, SFT in {with_sft or 'none'}  commit {snapshot.commit}")
         return
-    given = sorted(p.model_fields_set - set(parameters.BY_STEP))
-    print(f"export SELF_REWARD_PARAMETERS={shlex.quote(parameters.as_environment(p, given))}")
+    names = sorted(given(p) - set(BY_STEP))
+    print(f"export SELF_REWARD_PARAMETERS={shlex.quote(as_environment(p, names))}")
     print(f"iterations={p.iterations} data_repo={shlex.quote(p.data_repo)} commit={snapshot.commit}")
 
 
@@ -88,15 +93,15 @@ def problems_of(step: Callable[[], object], known: Sequence[str] = ()) -> list[s
     return []
 
 
-def before(p: parameters.Plan) -> list[str]:
+def before(p: Plan) -> list[str]:
     """What is wrong that can be known without the data repository."""
     from self_reward.method import evaluation
     from self_reward.models import engines as sampler
 
     problems = [
         f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
-        for name in parameters.BY_STEP
-        if name in p.model_fields_set and not p.in_cluster
+        for name in BY_STEP
+        if name in given(p) and not p.in_cluster
     ]
     if p.create_repo and not store.is_remote(p.data_repo):
         problems.append(f"create_repo is for a server, and data_repo {p.data_repo} is a folder; leave it out")
@@ -104,7 +109,7 @@ def before(p: parameters.Plan) -> list[str]:
         problems += problems_of(lambda: evaluation.load_verifier(p.verifier))
     if p.in_cluster:
         return problems + problems_of(look_at_cluster, problems)
-    return problems + problems_of(lambda: sampler.resolve_engine(p.sampler))
+    return problems + problems_of(lambda: sampler.resolve_engine(p.engine.sampler))
 
 
 def look_at_cluster() -> None:
@@ -112,15 +117,15 @@ def look_at_cluster() -> None:
     from self_reward import cluster
 
     api, namespace = cluster.connect()
-    problems, notes = cluster.look(api, namespace, parameters.of_workflow())
+    problems, notes = cluster.look(api, namespace, of_workflow())
     for note in notes:
         sys.stderr.write(f"plan: {note}\n")
     say(problems)
 
 
-def check(p: parameters.Plan) -> store.Snapshot:
+def check(p: Plan) -> store.Snapshot:
     """The commit that the run starts from, all of whose data that the run reads is right."""
-    repository = stage.open_data_repo(p)
+    repository = open_data_repo(p)
     snapshot = repository.resolve()
     inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
     all_of(
@@ -154,14 +159,14 @@ def in_the_way(p, snapshot) -> list[str]:
 def bring_data(p) -> None:
     """Make the repository and copy the seed data, where that is asked for and not done."""
     if p.create_repo:
-        repository = stage.open_data_repo(p)
+        repository = open_data_repo(p)
         if not repository.exists():
             repository.create()
             sys.stderr.write(f"plan: created {p.data_repo}, private\n")
     if p.seed_data:
         from self_reward.cli import data
 
-        with stage.scratch_folder(p, "seed") as folder:
+        with scratch_folder(p, "seed") as folder:
             data.seed(
                 p.data_repo,
                 p.seed_data,
@@ -170,7 +175,7 @@ def bring_data(p) -> None:
                 lock_timeout=p.lock_timeout,
                 store_timeout=p.store_timeout,
                 cache_dir=Path(p.cache_dir).expanduser(),
-                progress=stage.Progress(),
+                progress=Progress(),
             )
 
 
@@ -180,7 +185,7 @@ def check_hub_model(p) -> None:
 
     if p.base_model and p.start_iteration == 0 and not p.base_model.startswith("oxen:"):
         base_model.resolve(
-            p.base_model, trust_remote_code=p.trust_remote_code, cache_dir=Path(p.cache_dir).expanduser()
+            p.base_model, trust_remote_code=p.loading.trust_remote_code, cache_dir=Path(p.cache_dir).expanduser()
         )
 
 
@@ -193,40 +198,38 @@ def check_base_model(p, inputs, repository, snapshot) -> None:
     on_server = folder and store.is_remote(p.data_repo)
     # on a server its hash means reading all of it, until a stage has done so, in whose manifest it is from then on
     if inputs.needs_base and (not on_server or inputs.recorded_base):
-        stage.base_id(p, inputs, snapshot)
+        base_id(p, inputs, snapshot)
     if on_server:
         files = [path for path in snapshot.files if path.rpartition("/")[0] == folder]
         small = [f for f in files if snapshot.files[f] < SMALL or f.endswith(("config.json", base_model.INDEX))]
-        with stage.scratch_folder(p, "plan-base") as scratch:
+        with scratch_folder(p, "plan-base") as scratch:
             if small:
                 repository.pull(snapshot, small, scratch)
             problems = base_model.folder_problems(
                 scratch / folder,
-                trust_remote_code=p.trust_remote_code,
+                trust_remote_code=p.loading.trust_remote_code,
                 elsewhere={path.rpartition("/")[2] for path in set(files) - set(small)},
-            ) or sampler.tensor_parallel_problems(scratch / folder, p.generate_gpus)
+            ) or sampler.tensor_parallel_problems(scratch / folder, p.engine.generate_gpus)
             if problems:
                 raise UserError([problem.replace(str(scratch / folder), folder) for problem in problems])
     elif folder:  # here its files can be looked at without a copy
         local = Path(p.data_repo).expanduser() / folder
         problems = base_model.folder_problems(
-            local, trust_remote_code=p.trust_remote_code
-        ) or sampler.tensor_parallel_problems(local, p.generate_gpus)
+            local, trust_remote_code=p.loading.trust_remote_code
+        ) or sampler.tensor_parallel_problems(local, p.engine.generate_gpus)
         if problems:
             raise UserError([problem.replace(str(local), folder) for problem in problems])
 
 
 def check_data(p, inputs, repository, snapshot) -> None:
     """Read the user's files as the stages will. One pass over each file: about 13 seconds a gigabyte."""
-    from self_reward.run import loading
+    from self_reward.run import user_data
 
-    with stage.scratch_folder(p, "plan") as folder:
-        run = stage.Run("plan", inputs, None, repository, snapshot, folder)
-        try:
-            loading.check_data(run, p)
-        except UserError as error:
-            raise UserError([problem.replace(f"{folder}/inputs/", "") for problem in error.problems]) from error
+    with scratch_folder(p, "plan") as folder:
+        checkout = Checkout(repository, snapshot, inputs, None, folder)
+        with checkout.named_as_in_repository():
+            user_data.check(checkout, p)
 
 
 if __name__ == "__main__":
-    sys.exit(stage.guard(main, "plan"))
+    sys.exit(process.guard(main, "plan"))

@@ -13,11 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from self_reward import disk, parameters
+from self_reward import disk
 from self_reward.cli import compare, data
 from self_reward.errors import UserError
+from self_reward.parameters.sources import parse
+from self_reward.parameters.stages import Export
 from self_reward.repository import artifacts
-from self_reward.run import stage
+from self_reward.run import process, stage
+from self_reward.run.checkout import Checkout, base_id, disks, open_data_repo
+from self_reward.run.progress import Progress
+from self_reward.run.workdir import scratch_folder
 from self_reward.store import Snapshot, is_remote
 from self_reward.store.errors import NotFound
 from self_reward.store.local.store import make_folder
@@ -38,7 +43,7 @@ DATA_FLAGS = ("data_repo", "branch", "revision", "parameter_file", "cache_dir", 
 
 def main() -> int:
     """Entry point of the `self-reward` command."""
-    return stage.guard(lambda: _main(sys.argv[1:]), "self-reward")
+    return process.guard(lambda: _main(sys.argv[1:]), "self-reward")
 
 
 def _main(words: list[str]) -> None:
@@ -52,24 +57,24 @@ def _main(words: list[str]) -> None:
     if words[0] != "export":
         raise UserError(f"unknown command {words[0]!r}; expected: export, accept, data")
     if len(words) == 1 or words[1] in ("-h", "--help"):
-        parameters.parse("07_export", __doc__ or "", ["--help"])
+        parse(Export, __doc__ or "", ["--help"])
     name, rest = words[1], words[2:]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--to")
     known, flags = parser.parse_known_args(rest)
     if not known.to:
         raise UserError("export needs --to DIR, a folder that is new or empty")
-    export(name, Path(known.to), parameters.parse("07_export", __doc__ or "", flags))
+    export(name, Path(known.to), parse(Export, __doc__ or "", flags))
 
 
 def accept(words: list[str]) -> None:
     """Commit the changed generated files that `words` begin with, as if their stages had written them."""
     paths = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    p = parameters.parse("07_export", __doc__ or "", words[len(paths) :])
+    p = parse(Export, __doc__ or "", words[len(paths) :])
     if not paths:
         raise UserError("accept needs the path of a generated file, as in the data repository")
-    store = stage.open_data_repo(p)
-    with disk.explained(*stage.disks(p)):
+    store = open_data_repo(p)
+    with disk.explained(*disks(p)):
         commit, notes = store.accept(paths)
     for note in notes:
         print(note)
@@ -86,9 +91,9 @@ def look(words: list[str]) -> None:
         raise UserError(f"unknown command data {name!r}; expected: ls, get, log, diff, put")
     given = _data_parser(name).parse_intermixed_args(words[1:])
     flags = [word for flag in DATA_FLAGS if (value := getattr(given, flag)) for word in (f"--{flag}", value)]
-    p = parameters.parse("07_export", DATA, flags)
+    p = parse(Export, DATA, flags)
     try:
-        with disk.explained(*stage.disks(p)):
+        with disk.explained(*disks(p)):
             for line in _data(name, given, p):
                 print(data.plain(line))
         sys.stdout.flush()
@@ -124,11 +129,11 @@ def _data_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> list[str]:
+def _data(name: str, given: argparse.Namespace, p: Export) -> list[str]:
     """Do it; the lines to print."""
     if name == "put":
         return _put(given, p)
-    store = stage.open_data_repo(p)
+    store = open_data_repo(p)
     if name == "diff":
         return _diff(given, p, store)
     if name == "log" and given.n < 1:
@@ -138,14 +143,14 @@ def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> list[st
         return data.ls(snapshot, given.path, every=given.all)
     if name == "log":
         return data.history(snapshot.log, given.n)
-    return data.get(store, snapshot, given.path, given.to, stage.Progress())
+    return data.get(store, snapshot, given.path, given.to, Progress())
 
 
-def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[str]:
+def _diff(given: argparse.Namespace, p: Export, store: Any) -> list[str]:
     iterations = [bool(re.fullmatch(r"M\d+", revision)) for revision in (given.old, given.new)]
     if iterations[0] != iterations[1]:
         raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
-    with stage.scratch_folder(p, f"data-{os.getpid()}") as scratch:
+    with scratch_folder(p, f"data-{os.getpid()}") as scratch:
         if iterations[0]:
             snapshot = _resolved(p, store, p.revision)
             return compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
@@ -157,13 +162,13 @@ def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[s
         return compare.commits(store, old, new, given.path, scratch)
 
 
-def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
+def _put(given: argparse.Namespace, p: Export) -> list[str]:
     made = []
     if p.revision:
         raise UserError("--revision is for looking; put makes a new commit at the end of the branch")
     if given.create_repo and not is_remote(p.data_repo):
         make_folder(p.data_repo)
-    store = stage.open_data_repo(p)
+    store = open_data_repo(p)
     if given.create_repo and is_remote(p.data_repo) and not store.exists():
         store.create()
         made = [f"{p.data_repo}: created, private"]
@@ -172,7 +177,7 @@ def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
     return [*made, *paths[:20], *more, f"commit {commit}" if commit else "nothing to commit, they are there already"]
 
 
-def _resolved(p: parameters.Export, store: Any, revision: str | None) -> Snapshot:
+def _resolved(p: Export, store: Any, revision: str | None) -> Snapshot:
     """Looking makes no branch, as a stage does: a branch that is not there is a slip of the pen."""
     there = store.branches() if is_remote(p.data_repo) and store.exists() else {}
     if there and p.branch not in there:
@@ -183,31 +188,21 @@ def _resolved(p: parameters.Export, store: Any, revision: str | None) -> Snapsho
     return snapshot
 
 
-def export(name: str, to: Path, p: parameters.Export) -> None:
+def export(name: str, to: Path, p: Export) -> None:
     """Write the checkpoint `name` (M1/dpo) of the data repository to the folder `to`, its adapters merged."""
-    with disk.explained(*stage.disks(p), to.parent):
+    with disk.explained(*disks(p), to.parent):
         commit = _export(name, to, p)
     print(f"{name} of {p.data_repo} at {commit} is in {to}")
 
 
-def _export(name: str, to: Path, p: parameters.Export) -> str:
-    from self_reward.models import checkpoints
-    from self_reward.run import loading
+def _export(name: str, to: Path, p: Export) -> str:
+    from self_reward.run import models
 
-    store = stage.open_data_repo(p)
+    store = open_data_repo(p)
     snapshot = _resolved(p, store, p.revision)
     inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
-    with stage.scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
-        run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, folder)
-        base, adapters = loading.chain(run, p, name)
-        checkpoints.export(
-            base,
-            adapters,
-            to,
-            cache_dir=Path(p.cache_dir).expanduser(),
-            keep=p.cache_keep,
-            trust_remote_code=p.trust_remote_code,
-        )
+    with scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
+        models.export(Checkout(store, snapshot, inputs, base_id(p, inputs, snapshot), folder), p, name, to)
     return snapshot.commit
 
 

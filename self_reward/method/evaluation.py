@@ -1,17 +1,16 @@
 """What is measured of a checkpoint. For measuring only: nothing here is seen in training."""
 
 import importlib
-import json
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from self_reward.errors import UserError
-from self_reward.method import metrics, scoring
+from self_reward.method import metrics
+from self_reward.method.asking import Policy
 from self_reward.method.scoring import Judgement
-from self_reward.models import chat, generation
+from self_reward.parameters.settings import Sampling
 
 Verifier = Callable[[str, str], "float | dict[str, float]"]
 Ranked = Sequence[tuple[str, list[tuple[str, float]]]]
@@ -32,41 +31,23 @@ def load_verifier(name: str) -> Verifier:
 
 
 def measure(
-    sampler: Any,
-    tokenizer: Any,
-    *,
+    policy: Policy,
     prompts: Sequence[str],
     groups: Ranked,
+    *,
+    answering: Sampling,
+    judge: Callable[[Sequence[tuple[str, str]]], list[Judgement]],
     verifier: Verifier | None,
-    temperature: float,
-    max_tokens: int,
-    top_p: float,
-    judge: dict[str, Any],
-    seed: int,
-    partial: Path,
-    progress: Callable[[int, int], None] | None = None,
+    perfect: float,
 ) -> dict[str, Any]:
     """Answer `prompts`, have the model judge its answers and the ranked responses of `groups`; see the keys below.
 
-    `judge` holds the keyword arguments of scoring.score that say how to judge.
+    `judge` gives the judgement of each (prompt, response); `perfect` is the highest score.
     """
-    samples = generation.generate(
-        sampler,
-        [chat.prompt_ids(tokenizer, prompt) for prompt in prompts],
-        n=1,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        stop_token_ids=chat.stop_token_ids(tokenizer),
-        seed=seed,
-        partial=partial / "answers",
-        progress=progress,
-    )
+    samples = policy.ask(prompts, answering, part="answers")
     answers = [(prompt, sample.text) for prompt, (sample,) in zip(prompts, samples, strict=True)]
     ranked = [(prompt, text) for prompt, responses in groups for text, _ in responses]
-    judgements = scoring.score(
-        sampler, tokenizer, answers + ranked, seed=seed, partial=partial / "judgements", progress=progress, **judge
-    )
+    judgements = judge(answers + ranked)
     own, held_out = judgements[: len(answers)], judgements[len(answers) :]
     columns = verified(verifier, answers) if verifier else {}
     agreement = judge_against_verifier(own, columns["reward"]) if "reward" in columns else {}
@@ -76,7 +57,7 @@ def measure(
         "judge": {
             "parse_rate": parse_rate(judgements),
             "mean_score": metrics.mean_and_se([j.score for j in own if j.score is not None])[0],
-            "agreement": judge_against_ranks(held_out, groups, judge["high"]),
+            "agreement": judge_against_ranks(held_out, groups, perfect),
             **agreement,
         },
         "tokens": metrics.length_stats([len(sample.token_ids) for (sample,) in samples]),
@@ -143,9 +124,3 @@ def judge_against_ranks(judgements: Sequence[Judgement], groups: Ranked, perfect
         [([next(flat).score for _ in answers], [rank for _, rank in answers]) for _, answers in groups],
         perfect,
     )
-
-
-def write(path: Path, measured: dict[str, Any]) -> None:
-    """Write one checkpoint's measurements as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from self_reward.errors import UserError
 from self_reward.method import prompts
+from self_reward.parameters.settings import Writing
 
 FIRST_YIELD = 0.5  # usable prompts a request, assumed until the first round has shown how many there are
 
@@ -27,33 +28,32 @@ def write(
     ask: Callable[[int, list[str]], list[tuple[str, str]]],
     seeds: list[str],
     accept: prompts.PromptFilter,
-    *,
     template: str,
-    count: int,
-    seed_shots: int,
-    generated_shots: int,
-    max_requests: int,
-    min_yield: float,
+    writing: Writing,
     seed: int,
 ) -> Written:
-    """Up to `count` new prompts.
+    """Up to `writing.num_prompts` new prompts.
 
     `ask(round, requests)` gives the model's answer to each request and its finish_reason. Only the answers are
-    parsed, never the shots (B2). The loop is bounded by `max_requests` (B20). Raises UserError, with counts by reason
-    and samples, when less than `min_yield` of what the model writes is usable.
+    parsed, never the shots (B2). The loop is bounded by `prompt_max_requests` (B20). Raises UserError, with counts by
+    reason and samples, when less than `min_prompt_yield` of what the model writes is usable.
     """
     written = Written()
     number = 0
+    count, max_requests = writing.num_prompts, round(writing.num_prompts * writing.prompt_max_requests)
     while len(written.prompts) < count and written.requests < max_requests:
         rate = max(len(written.prompts) / written.requests, 0.05) if written.requests else FIRST_YIELD
         wanted = min(math.ceil((count - len(written.prompts)) / rate * 1.1), max_requests - written.requests)
         rng = random.Random(f"{seed} {number}")
-        shots = [prompts.choose_shots(rng, seeds, written.prompts, seed_shots, generated_shots) for _ in range(wanted)]
+        shots = [
+            prompts.choose_shots(rng, seeds, written.prompts, writing.prompt_seed_shots, writing.prompt_generated_shots)
+            for _ in range(wanted)
+        ]
         answers = ask(number, [prompts.few_shot_prompt(template, examples) for examples in shots])
         written.requests += wanted
         number += 1
         _take(answers, accept, written, count)
-        if len(written.prompts) < min_yield * max(written.candidates, 1):
+        if len(written.prompts) < writing.min_prompt_yield * max(written.candidates, 1):
             raise UserError(_unusable(written))
     if not written.prompts:
         raise UserError(_unusable(written))

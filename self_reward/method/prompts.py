@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 
 from self_reward.errors import UserError
+from self_reward.parameters.settings import PromptRules
 
 
 def prompt_id(prompt: str) -> str:
@@ -162,39 +163,25 @@ def _clean(item: str) -> str:
 
 
 class PromptFilter:
-    """Says why a prompt is refused: too near to one that is there, length in words, keywords, a pattern it must have.
+    """Says why a prompt is refused: too similar to an existing one, length in words, keywords, a missing pattern.
 
-    `similarity` is the ROUGE-L F-measure (tokens as in the rouge-score package, no stemmer) from which two prompts
-    count as the same; 1.0 compares the text alone, white space folded. A keyword is matched as a whole word, in any
-    case. `pattern` is a regular expression that must be found in an accepted prompt. Texts without a letter of a-z or
+    `rules.similarity` is the ROUGE-L F-measure (tokens as in the rouge-score package, no stemmer) from which two
+    prompts count as the same; 1.0 compares the text alone, white space folded. A keyword is matched as a whole word,
+    in any case. Texts without a letter of a-z or
     a digit have no ROUGE tokens and are compared as text.
     """
 
-    def __init__(
-        self,
-        existing: Iterable[str] = (),
-        *,
-        similarity: float = 0.7,
-        min_words: int = 1,
-        max_words: int = 1000,
-        keywords: Sequence[str] = (),
-        pattern: str | None = None,
-    ):
-        if not 0 < similarity <= 1:
-            raise UserError(f"similarity {similarity} found, expected more than 0 and at most 1")
-        try:
-            self._pattern = re.compile(pattern) if pattern else None
-        except (re.error, OverflowError, RecursionError) as error:
-            raise UserError(f"prompt_pattern {pattern!r} is not a regular expression: {error}") from None
-        words = "|".join(re.escape(word) for word in keywords)
+    def __init__(self, existing: Iterable[str], rules: PromptRules):
+        self._rules = rules
+        self._pattern = re.compile(rules.pattern) if rules.pattern else None
+        words = "|".join(re.escape(word) for word in rules.keywords)
         self._keywords = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
-        self._min_words, self._max_words = min_words, max_words
         self._exact: set[str] = set()
         self._index = None
-        if similarity < 1:
+        if rules.similarity < 1:
             from self_reward.method.rouge_index import RougeIndex
 
-            self._index = RougeIndex(similarity)
+            self._index = RougeIndex(rules.similarity)
         self.add(existing)
 
     def add(self, prompts: Iterable[str]) -> None:
@@ -232,9 +219,9 @@ class PromptFilter:
         words = prompt.split()
         if not words:
             return "empty"
-        if len(words) < self._min_words:
+        if len(words) < self._rules.min_words:
             return "too_short"
-        if len(words) > self._max_words:
+        if len(words) > self._rules.max_words:
             return "too_long"
         if self._keywords and self._keywords.search(prompt):
             return "keyword"

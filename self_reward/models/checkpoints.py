@@ -149,7 +149,7 @@ def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = 
                 config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None, base_model: str) -> None:
+def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None, base_model: str | None) -> None:
     """Write self_reward.json: what the checkpoint stands on. `parent` is a name such as M0/sft, None for the base."""
     content = {"finetune": finetune, "parent": parent, "base_model": base_model}
     (folder / "self_reward.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

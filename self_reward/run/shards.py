@@ -8,10 +8,11 @@ the number of the input's row that it was made from.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from self_reward.errors import UserError
+from self_reward.parameters.stages import Common, key_parameters
+from self_reward.run.context import Run
 
 PREFIX = "shards/"
 POSITION = "position"
@@ -30,26 +31,19 @@ def branch(key: str, number: int, count: int) -> str:
     return f"{folder(key)}{number}-of-{count}"
 
 
-def pull(
-    store: Any,
-    key: str,
-    count: int,
-    *,
-    stage: str,
-    iteration: int,
-    path: str,
-    parameters: Mapping[str, Any],
-    to: Path,
-    progress: Any = None,
-) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The file `path` of each of the `count` shards, copied to a folder in `to` and verified, and their manifests.
+def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], list[dict[str, Any]]]:
+    """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests.
 
-    `store` is a remote one; `parameters` are those that are part of `key`. Raises UserError that names every shard that
-    is missing, and every one that does not belong to the others.
+    Raises UserError that names every shard that is missing, and every one that does not belong to the others.
     """
+    from self_reward.repository import jsonl
+
+    store, count = run.store, getattr(p, "shards", 1)
+    (path,) = run.inputs.outputs.values()
+    parameters = key_parameters(p)
     branches, at = store.branches(PREFIX), store.address
     expected = [branch(key, number, count) for number in range(count)]
-    manifest_path = f"M{iteration}/{stage}.manifest.json"
+    manifest_path = f"M{p.iteration}/{stage}.manifest.json"
 
     def manifest_of(name: str) -> tuple[Any, dict[str, Any]]:
         snapshot = store.on(name).resolve()
@@ -90,18 +84,19 @@ def pull(
     if missing:
         which = "all of them" if len(missing) == count else ", ".join(f"{number}/{count}" for number in missing)
         problems.append(
-            f"missing shards of M{iteration} {stage}: {which}. Run python stages/{stage}.py --shard "
+            f"missing shards of M{p.iteration} {stage}: {which}. Run python stages/{stage}.py --shard "
             f"{missing[0]}/{count}"
             + (f" (to {missing[-1]}/{count}, each in a process of its own)" if len(missing) > 1 else "")
             + " with the other flags of this merge, then merge again"
         )
     if problems:
         raise UserError(problems)
-    files = []
+    parts = []
     for number, (snapshot, _) in sorted(found.items()):
-        store.on(expected[number]).pull(snapshot, [path], to / str(number), progress=progress)
-        files.append(to / str(number) / path)
-    return files, [found[number][1] for number in range(count)]
+        to = run.folder / "shards" / str(number)
+        store.on(expected[number]).pull(snapshot, [path], to, progress=run.progress)
+        parts.append(list(jsonl.read(to / path)))
+    return parts, [found[number][1] for number in range(count)]
 
 
 def _differences(manifest: dict[str, Any], parameters: Mapping[str, Any]) -> str:

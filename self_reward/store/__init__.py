@@ -4,6 +4,7 @@ A store has three operations: `resolve` names a commit and lists its files, `pul
 repository, `push` makes one commit. Nothing else of Oxen is visible to a stage.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +59,11 @@ class Snapshot:
     """path -> SHA-256 of the content as committed; of a remote user file it is found out when it is asked for"""
     notes: list[str] = field(default_factory=list)
     """What was done to the repository on the way, for the log."""
+
+
+def commits_after(snapshot: Snapshot) -> list[Commit]:
+    """The branch's commits after the snapshot's, newest first."""
+    return list(itertools.takewhile(lambda commit: commit.id != snapshot.commit, snapshot.log))
 
 
 SMALL = (".manifest.json", "final_checkpoint/self_reward.json", "final_checkpoint/adapter_config.json")

@@ -4,33 +4,51 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
 
-from self_reward import parameters
 from self_reward.errors import UserError
+from self_reward.parameters import generated, sources
+from self_reward.parameters.stages import (
+    BY_STEP,
+    BY_TEMPLATE,
+    STAGES,
+    Dpo,
+    Plan,
+    flat,
+    flattened,
+    given,
+    key_parameters,
+    nested,
+)
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
+def parse(stage, doc, argv, environment):
+    """The values by flat name, as attributes."""
+    return SimpleNamespace(**flattened(sources.parse(STAGES[stage], doc, argv, environment)))
+
+
 def problems_of(*argv, stage="03_gen_scores", environment=None):
     with pytest.raises(UserError) as caught:
-        parameters.parse(stage, "doc", list(argv), environment or {})
+        parse(stage, "doc", list(argv), environment or {})
     return caught.value.problems
 
 
 def environment(**values):
-    return {parameters.ENVIRONMENT: json.dumps([{"name": name, "value": value} for name, value in values.items()])}
+    return {sources.ENVIRONMENT: json.dumps([{"name": name, "value": value} for name, value in values.items()])}
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_environment(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("judge_votes: 7\njudge_top_p: 0.5\n")
     given = environment(judge_votes="5", judge_top_p="0.4", judge_temperature="0.3", beta="0.2")
-    p = parameters.parse("03_gen_scores", "", ["--parameter_file", str(file), "--judge_votes", "9"], given)
+    p = parse("03_gen_scores", "", ["--parameter_file", str(file), "--judge_votes", "9"], given)
     assert (p.judge_votes, p.judge_top_p, p.judge_temperature) == (9, 0.5, 0.3)
 
 
@@ -48,17 +66,17 @@ def test_every_problem_of_every_source_is_reported_at_once(tmp_path):
     assert "btea" in text and "did you mean beta?" in text
     assert "judge_top_p = '2' (from --judge_top_p): must be less than or equal to 1" in text
     assert "iteration = 'x' (from SELF_REWARD_PARAMETERS): must be a valid integer" in text
-    assert "--beta is no parameter of this stage, but of plan, 05_dpo" in text
+    assert "--beta is not a parameter of this stage, but of plan, 05_dpo" in text
 
 
 def test_a_name_given_twice_with_two_values_is_refused():
-    twice = {parameters.ENVIRONMENT: '[{"name": "seed", "value": "1"}, {"name": "seed", "value": "2"}]'}
+    twice = {sources.ENVIRONMENT: '[{"name": "seed", "value": "1"}, {"name": "seed", "value": "2"}]'}
     assert "gives seed twice" in problems_of(environment=twice)[0]
 
 
 @pytest.mark.parametrize("text", ["not json", '{"a": 1}', "{}", '""', "[1]", '[{"value": 1}]'])
 def test_a_broken_environment_is_named(text):
-    assert parameters.ENVIRONMENT in problems_of(environment={parameters.ENVIRONMENT: text})[0]
+    assert sources.ENVIRONMENT in problems_of(environment={sources.ENVIRONMENT: text})[0]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +107,7 @@ def test_a_name_twice_in_a_parameter_file_is_refused_and_of_two_flags_the_last_c
     assert problems_of("--parameter_file", str(file), "--seed", "3", "--seed", "4") == [
         f"parameter file {file} gives seed more than once; keep one",
     ]
-    assert parameters.parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "4"], {}).seed == 4
+    assert parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "4"], {}).seed == 4
 
 
 def test_contradictions_are_said_beside_values_that_are_bad_alone_but_not_about_them():
@@ -112,43 +130,43 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
     ):
         assert word in problem
     assert problems_of("--cache_dir", f"{tmp_path}/file/x/y") == [
-        f"cache_dir {tmp_path}/file/x/y: {tmp_path}/file is no folder"
+        f"cache_dir {tmp_path}/file/x/y: {tmp_path}/file is not a folder"
     ]
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in ("~no-such-user/x", "a\0b", str(tmp_path / "loop"), "x" * 5000):
         for name in ("data_repo", "work_dir"):
-            assert f"{name} {path!r} is no path" in problems_of(f"--{name}", path)[0]
+            assert f"{name} {path!r} is not a path" in problems_of(f"--{name}", path)[0]
 
 
 def test_a_servers_address_is_no_folder_and_a_shard_is_one_of_them(tmp_path):
     address = f"oxen+http://localhost:3000/{tmp_path.name}/data"
     argv = ["--data_repo", address, "--cache_dir", str(tmp_path), "--shard", "15/16"]
-    p = parameters.parse("02_gen_responses", "", argv, {})
+    p = parse("02_gen_responses", "", argv, {})
     assert (p.data_repo, p.shard) == (address, "15/16")
     assert problems_of("--shard", "16/16") == ["shard = 16/16: of 16 shards the first is 0/16, the last 15/16"]
     for shard in ("0/0", "-1/2", "01/2", "1", "1/2/3"):
         assert "pattern" in problems_of(f"--shard={shard}")[0]
-    assert "--shard is no parameter of this stage" in problems_of("--shard", "0/2", stage="05_dpo")[0]
+    assert "--shard is not a parameter of this stage" in problems_of("--shard", "0/2", stage="05_dpo")[0]
 
 
 def test_jsons_true_is_no_number_and_a_pattern_is_no_list():
     found = problems_of(environment=environment(judge_votes=True, judge_temperature=False))
     assert {problem.split(" (from")[0] for problem in found} == {"judge_votes = 'true'", "judge_temperature = 'false'"}
-    assert parameters.parse("03_gen_scores", "", [], environment(judge_forced_score=True)).judge_forced_score is True
-    p = parameters.parse("01_gen_prompts", "", ["--prompt_pattern", "[1]", "--prompt_keywords", '["a"]'], {})
+    assert parse("03_gen_scores", "", [], environment(judge_forced_score=True)).judge_forced_score is True
+    p = parse("01_gen_prompts", "", ["--prompt_pattern", "[1]", "--prompt_keywords", '["a"]'], {})
     assert (p.prompt_pattern, p.prompt_keywords) == ("[1]", ["a"])
 
 
 def test_what_help_shows_as_none_can_be_given():
-    p = parameters.parse("05_dpo", "", ["--dpo_max_steps", "none", "--base_model", "none"], {})
+    p = parse("05_dpo", "", ["--dpo_max_steps", "none", "--base_model", "none"], {})
     assert (p.dpo_max_steps, p.base_model) == (None, None)
-    assert parameters.parse("04_gen_preferences", "", ["--tie_break", "none"], {}).tie_break == "none"
+    assert parse("04_gen_preferences", "", ["--tie_break", "none"], {}).tie_break == "none"
     assert "seed = 'none'" in problems_of("--seed", "none")[0]
 
 
 def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_read():
     given = environment(prompt_pattern="", max_model_len="null") | {"SEED": "7", "seed": "7"}
-    p = parameters.parse("01_gen_prompts", "", ["--prompt_keywords", '["a", "b"]'], given)
+    p = parse("01_gen_prompts", "", ["--prompt_keywords", '["a", "b"]'], given)
     assert (p.prompt_pattern, p.max_model_len, p.prompt_keywords, p.seed) == (None, None, ["a", "b"], 0)
 
 
@@ -157,22 +175,22 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
     [
         ("02_gen_responses", ["--responses_per_prompt", "1"], "greater than or equal to 2"),
         ("03_gen_scores", ["--score_min", "5", "--score_max", "3"], "score_min = 5 is above score_max = 3"),
-        ("03_gen_scores", ["--score_min", "5", "--score_max", "5"], "tells nothing apart"),
+        ("03_gen_scores", ["--score_min", "5", "--score_max", "5"], "cannot rank responses"),
         ("03_gen_scores", ["--judge_temperature", "0"], "set judge_votes to 1"),
         ("00_sft", ["--sft_learning_rate", "1e-7"], "sft_min_learning_rate = 1e-05 is above"),
         ("05_dpo", ["--dpo_batch_size", "15", "--dpo_micro_batch_size", "2"], "not a multiple"),
         ("01_gen_prompts", ["--prompt_min_words", "9", "--prompt_max_words", "3"], "is above prompt_max_words"),
-        ("01_gen_prompts", ["--prompt_pattern", "("], "no regular expression"),
+        ("01_gen_prompts", ["--prompt_pattern", "("], "not a regular expression"),
         ("plan", ["--iterations", "91"], "less than or equal to 90"),
         ("05_dpo", ["--dpo_batch_size", "16", "--train_gpus", "3"], "16 is not a multiple of train_gpus = 3"),
         ("00_sft", ["--sft_batch_size", "24", "--train_gpus", "4"], "24, 6 on each of 4 GPUs, is not a multiple of"),
-        ("plan", ["--in_cluster", "--iterations", "90", "--shards", "64"], "90 of shards = 64 are 5760, and one"),
+        ("plan", ["--in_cluster", "--iterations", "90", "--shards", "64"], "90 of shards = 64 make 5760, and a"),
         ("00_sft", ["--sft_epochs", "inf"], "must be a finite number"),
-        ("00_sft", ["--branch", "a..b"], "no name for a branch"),
+        ("00_sft", ["--branch", "a..b"], "not a branch name"),
         ("06_evaluate", ["--judge_temperature", "0", "--eval_judge_votes", "2"], "set eval_judge_votes to 1"),
         ("plan", ["--sampler", "transformers", "--generate_gpus", "2"], "2: the transformers sampler uses one GPU"),
         ("plan", ["--max_pairs", "3"], "max_pairs = 3 needs 6 responses to a prompt, responses_per_prompt = 4"),
-        ("plan", ["--min_margin", "3", "--score_min", "2"], "scores differ by 3 at most"),
+        ("plan", ["--min_margin", "3", "--score_min", "2"], "rejects every pair: scores differ by at most 3"),
         ("plan", ["--responses_per_prompt", "1"], "greater than or equal to 2"),
         ("01_gen_prompts", ["--max_bad_rows", "1"], "less than 1"),
     ],
@@ -183,7 +201,7 @@ def test_contradictions_and_bounds_are_refused(stage, argv, expected):
 
 def test_the_key_leaves_out_what_does_not_affect_the_output():
     def key(*argv):
-        return parameters.key_parameters(parameters.parse("03_gen_scores", "", list(argv), {}))
+        return key_parameters(sources.parse(STAGES["03_gen_scores"], "", list(argv), {}))
 
     assert key("--data_repo", "x", "--force", "--cache_dir", "y", "--base_model", "z", "--generate_gpus", "2") == key()
     assert key("--judge_votes", "4") != key()
@@ -192,22 +210,22 @@ def test_the_key_leaves_out_what_does_not_affect_the_output():
 
 
 def test_what_plan_hands_on_is_read_back_equal():
-    plan = parameters.parse("plan", "", ["--prompt_keywords", '["é"]', "--beta", "0.3", "--prompt_pattern", "a'b"], {})
-    text = parameters.as_environment(plan, sorted(plan.model_fields_set))
-    assert parameters.parse("plan", "", [], {parameters.ENVIRONMENT: text}) == plan
+    plan = sources.parse(Plan, "", ["--prompt_keywords", '["é"]', "--beta", "0.3", "--prompt_pattern", "a'b"], {})
+    text = sources.as_environment(plan, sorted(given(plan)))
+    assert sources.parse(Plan, "", [], {sources.ENVIRONMENT: text}) == plan
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_valid_for_every_stage_and_hold_nothing_of_one_run(preset):
     content = yaml.safe_load(preset.read_text())
-    for stage in parameters.STAGES:
-        parameters.parse(stage, "", ["--parameter_file", str(preset)], {})
+    for stage in STAGES:
+        parse(stage, "", ["--parameter_file", str(preset)], {})
     assert not {"iterations", "start_iteration", "data_repo", "base_model"} & set(content)
 
 
 def test_the_paper_preset_has_the_papers_numbers():
     """arXiv 2401.10020, sections 2.2, 2.4 and 3.1.2."""
-    p = parameters.parse("plan", "", ["--parameter_file", str(ROOT / "presets/paper.yaml")], {})
+    p = parse("plan", "", ["--parameter_file", str(ROOT / "presets/paper.yaml")], {})
     assert (p.sft_learning_rate, p.sft_min_learning_rate, p.sft_batch_size, p.sft_dropout) == (5.5e-6, 1.1e-6, 16, 0.1)
     assert (p.dpo_learning_rate, p.dpo_min_learning_rate, p.dpo_batch_size, p.dpo_dropout) == (1e-6, 1e-7, 16, 0.1)
     assert (p.beta, p.responses_per_prompt, p.judge_votes, p.checkpoint_steps) == (0.1, 4, 3, 200)
@@ -217,32 +235,33 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 
 def test_every_parameter_has_a_meaning_and_one_definition():
-    for name, field in parameters.Plan.model_fields.items():
+    for name, (_, field) in flat(Plan).items():
         assert field.description, name
-        defaults = {repr(m.model_fields[name].default) for m in parameters.STAGES.values() if name in m.model_fields}
+        defaults = {repr(flat(kind)[name][1].default) for kind in STAGES.values() if name in flat(kind)}
         assert len(defaults) == 1, f"{name} has two defaults: {defaults}"
 
 
 def test_docs_are_generated_from_the_parameters():
-    assert (ROOT / "docs/parameters.md").read_text() == parameters.markdown(), "docs/parameters.md: run make docs"
+    assert (ROOT / "docs/parameters.md").read_text() == generated.markdown(), "docs/parameters.md: run make docs"
 
 
 def test_help_names_every_flag_with_its_default():
     shown = subprocess.run(
-        [sys.executable, "-c", "from self_reward.parameters import parse; parse('05_dpo', 'Doc line.', ['--help'])"],
+        [sys.executable, "-c", "from self_reward.parameters import sources, stages; "
+         "sources.parse(stages.Dpo, 'Doc line.', ['--help'])"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert shown.returncode == 0
     assert "Doc line." in shown.stdout
-    for name in parameters.Dpo.model_fields:
+    for name in flat(Dpo):
         assert f"--{name}" in shown.stdout
 
 
 def test_what_is_right_on_several_gpus_and_in_a_cluster():
     for gpus in ("0", "1", "2", "4"):
-        parameters.parse("05_dpo", "", ["--train_gpus", gpus, "--dpo_batch_size", "16"], {})
+        parse("05_dpo", "", ["--train_gpus", gpus, "--dpo_batch_size", "16"], {})
     argv = ["--in_cluster", "--data_repo", "oxen+http://self-reward-oxen/a/b", "--base_model", "me/model"]
-    parameters.parse("plan", "", [*argv, "--iterations", "90", "--shards", "16"], {})
+    parse("plan", "", [*argv, "--iterations", "90", "--shards", "16"], {})
 
 
 # ---- what is generated
@@ -252,9 +271,9 @@ VALUES = ROOT / "helm/self-reward/values.schema.json"
 
 
 def test_the_workflow_has_every_parameter_but_those_that_it_sets_itself():
-    entries = {entry["name"]: entry for entry in parameters.for_argo()}
-    own = {*parameters.BY_STEP, *parameters.BY_TEMPLATE}
-    assert set(entries) | own == set(parameters.Plan.model_fields) and not set(entries) & own
+    entries = {entry["name"]: entry for entry in generated.for_argo()}
+    own = {*BY_STEP, *BY_TEMPLATE}
+    assert set(entries) | own == set(flat(Plan)) and not set(entries) & own
     assert list(entries)[:3] == ["base_model", "data_repo", "branch"]
     assert entries["judge_votes"] == {
         "name": "judge_votes", "value": "3", "description": "Judgements of each response; their mean is its score.",
@@ -264,26 +283,26 @@ def test_the_workflow_has_every_parameter_but_those_that_it_sets_itself():
 
 
 def test_the_defaults_of_the_workflow_are_those_of_the_programs():
-    given = environment(**{entry["name"]: entry["value"] for entry in parameters.for_argo()})
-    assert parameters.parse("plan", "", [], given) == parameters.parse("plan", "", [], {})
+    given = environment(**{entry["name"]: entry["value"] for entry in generated.for_argo()})
+    assert parse("plan", "", [], given) == parse("plan", "", [], {})
     address = ["--in_cluster", "--data_repo", "oxen://h/a/b"]  # each default is written as Argo computes with it
-    parameters.parse("plan", "", address, given)
+    parse("plan", "", address, given)
 
 
 def test_the_block_is_made_between_its_markers_and_nowhere_else():
-    text = f"a: 1\n  {parameters.BEGIN}\n  - old\n  {parameters.END}\nb: 2\n"
-    made = parameters.with_argo_block(text)
-    assert made == parameters.with_argo_block(made) and "- old" not in made
-    assert made.startswith(f'a: 1\n  {parameters.BEGIN}\n  - name: base_model\n    value: ""\n')
-    assert made.endswith(f"  {parameters.END}\nb: 2\n")
-    block = made.partition(parameters.BEGIN)[2].partition(parameters.END)[0]
-    assert yaml.safe_load(block) == parameters.for_argo()
-    for broken in ("", parameters.BEGIN, f"{parameters.END}\n{parameters.BEGIN}"):
+    text = f"a: 1\n  {generated.BEGIN}\n  - old\n  {generated.END}\nb: 2\n"
+    made = generated.with_argo_block(text)
+    assert made == generated.with_argo_block(made) and "- old" not in made
+    assert made.startswith(f'a: 1\n  {generated.BEGIN}\n  - name: base_model\n    value: ""\n')
+    assert made.endswith(f"  {generated.END}\nb: 2\n")
+    block = made.partition(generated.BEGIN)[2].partition(generated.END)[0]
+    assert yaml.safe_load(block) == generated.for_argo()
+    for broken in ("", generated.BEGIN, f"{generated.END}\n{generated.BEGIN}"):
         with pytest.raises(UserError, match="expected the lines"):
-            parameters.with_argo_block(broken)
+            generated.with_argo_block(broken)
 
 
-@pytest.mark.parametrize(("path", "make"), [(FLOW, parameters.with_argo_block), (VALUES, parameters.with_schema)],
+@pytest.mark.parametrize(("path", "make"), [(FLOW, generated.with_argo_block), (VALUES, generated.with_schema)],
                          ids=["argo", "helm"])  # fmt: skip
 def test_what_is_generated_is_up_to_date(path, make):
     assert path.read_text() == make(path.read_text()), f"{path.relative_to(ROOT)}: run make docs"
@@ -291,12 +310,12 @@ def test_what_is_generated_is_up_to_date(path, make):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_the_schema_takes_presets_and_all_defaults(preset):
-    jsonschema.Draft7Validator.check_schema(parameters.schema())
-    jsonschema.validate(yaml.safe_load(preset.read_text()), parameters.schema())
-    jsonschema.validate({e["name"]: e["value"] for e in parameters.for_argo()}, parameters.schema())
-    typed = {name: field.default for name, field in parameters.Plan.model_fields.items()}
-    names = {entry["name"] for entry in parameters.for_argo()}
-    jsonschema.validate({name: value for name, value in typed.items() if name in names}, parameters.schema())
+    jsonschema.Draft7Validator.check_schema(generated.schema())
+    jsonschema.validate(yaml.safe_load(preset.read_text()), generated.schema())
+    jsonschema.validate({e["name"]: e["value"] for e in generated.for_argo()}, generated.schema())
+    typed = {name: field.default for name, (_, field) in flat(Plan).items()}
+    names = {entry["name"] for entry in generated.for_argo()}
+    jsonschema.validate({name: value for name, value in typed.items() if name in names}, generated.schema())
 
 
 @pytest.mark.parametrize(
@@ -322,4 +341,20 @@ def test_the_schema_takes_presets_and_all_defaults(preset):
 )
 def test_the_schema_refuses(values):
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(values, parameters.schema())
+        jsonschema.validate(values, generated.schema())
+
+
+def test_flat_names_and_groups_translate_both_ways():
+    values = {"judge_temperature": 0.5, "judge_votes": 2, "score_max": 7, "seed": 3}
+    p = STAGES["03_gen_scores"](**nested(STAGES["03_gen_scores"], values))
+    assert (p.judging.temperature, p.judge_votes, p.scale.max, p.seed) == (0.5, 2, 7, 3)
+    assert given(p) == set(values)
+    assert {name: flattened(p)[name] for name in values} == values
+
+
+def test_a_parameter_that_was_added_is_part_of_the_key_only_if_it_is_set():
+    def key(*argv):
+        return key_parameters(sources.parse(Dpo, "", list(argv), {}))
+
+    assert "dpo_adam_beta2" not in key() and key("--dpo_adam_beta2", "0.999") == key()
+    assert key("--dpo_adam_beta2", "0.98") == key() | {"dpo_adam_beta2": 0.98}

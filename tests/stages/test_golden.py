@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from self_reward import parameters
+from self_reward.parameters import generated
+from self_reward.parameters.sources import parse
+from self_reward.parameters.stages import STAGES as KINDS
 from self_reward.repository import artifacts
-from self_reward.run import stage
+from self_reward.run import manifest
 from self_reward.store import Snapshot
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = {"defaults": None, "demo": "presets/demo.yaml", "paper": "presets/paper.yaml"}
-STAGES = [name for name in parameters.STAGES if name != "plan"]
+STAGES = [name for name in KINDS if name != "plan"]
 BASE_ID = "hub:org/model@0123456789abcdef"
 FULL = json.dumps({"finetune": "full", "parent": None, "base_model": BASE_ID}).encode()
 ADAPTER = json.dumps({"finetune": "lora", "parent": "M0/sft", "base_model": BASE_ID}).encode()
@@ -47,10 +49,10 @@ def repository() -> Snapshot:
 def key_of(name: str, preset: str, iteration: int) -> str:
     flags = ["--parameter_file", str(ROOT / PRESETS[preset])] if PRESETS[preset] else []
     flags += ["--iteration", str(iteration)] + ([] if name == "04_gen_preferences" else ["--base_model", "org/model"])
-    p = parameters.parse(name, "", flags, environment={})
+    p = parse(KINDS[name], "", flags, environment={})
     snapshot = repository()
     inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
-    return stage._key(name, p, inputs, BASE_ID, snapshot)
+    return manifest.key_of(name, p, inputs, BASE_ID, snapshot)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -63,10 +65,10 @@ def test_stage_keys_are_those_of_version_0_2(name, preset):
 
 def outside() -> dict[str, dict[str, object]]:
     """Every parameter as docs/parameters.md, Argo and the Helm schema show it, without its description."""
-    rows = [line[2:-2].replace("\\|", "/").split(" | ") for line in parameters.markdown().splitlines() if "`" in line]
+    rows = [line[2:-2].replace("\\|", "/").split(" | ") for line in generated.markdown().splitlines() if "`" in line]
     shown = {row[0].split("`")[1]: row[:-1] for row in rows if len(row) >= 6}
-    argo = {entry["name"]: entry for entry in parameters.for_argo()}
-    helm = parameters.schema()["properties"]
+    argo = {entry["name"]: entry for entry in generated.for_argo()}
+    helm = generated.schema()["properties"]
     assert set(argo) == set(helm)
     return {
         name: {

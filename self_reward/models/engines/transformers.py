@@ -1,6 +1,6 @@
 """The transformers sampler: batched decoding with a cache, reproducible to the token.
 
-An own decode loop rather than `model.generate`, for three things that generate() does not do: the prompt is prefilled
+Its own decode loop rather than `model.generate`, for three things that generate() does not do: the prompt is prefilled
 once for its n samples, finished rows leave the batch, and each sample draws from its own random stream (together about
 twice as fast on a small model). Nothing of the folder's generation_config.json is used (B10: a forced end token, a
 penalty or top_k = 50 would leak in by it).
@@ -8,18 +8,19 @@ penalty or top_k = 50 would leak in by it).
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
 from self_reward.errors import TryAgain, UserError
+from self_reward.method.asking import Sample
 from self_reward.models import base_model
-from self_reward.models.engines import Sample
+from self_reward.models.model import Model
+from self_reward.parameters.settings import Engine, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -27,36 +28,36 @@ log = logging.getLogger(__name__)
 class TransformersSampler:
     engine = "transformers"
 
-    def __init__(
-        self, model_dir: Path, *, dtype: str, batch_size: int, max_model_len: int | None, trust_remote_code: bool
-    ):
+    def __init__(self, model: Model, engine: Engine):
         transformers_logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = model.tokenizer
+        dtype = model.loading.dtype
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-            self.model = base_model.load(model_dir, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+            self.model = base_model.load(
+                model.folder, dtype=getattr(torch, dtype), trust_remote_code=model.loading.trust_remote_code
+            )
             self.model.to(self.device).eval()  # type: ignore[arg-type]
         except torch.OutOfMemoryError as error:
-            raise TryAgain(f"{model_dir}: the model does not fit into the GPU's free memory: {error}") from error
+            raise TryAgain(f"{model.folder}: the model does not fit into the GPU's free memory: {error}") from error
         longest = getattr(self.model.config, "max_position_embeddings", None)
-        if max_model_len and longest and max_model_len > longest:
-            raise UserError(f"max_model_len is {max_model_len}; the model in {model_dir} allows at most {longest}")
-        self.max_model_len: int = max_model_len or longest or 2**31
-        self.batch_size = batch_size
+        if engine.max_model_len and longest and engine.max_model_len > longest:
+            raise UserError(
+                f"max_model_len is {engine.max_model_len}; the model in {model.folder} allows at most {longest}"
+            )
+        self.max_model_len: int = engine.max_model_len or longest or 2**31
+        self.batch_size = engine.sampler_batch_size
 
     def sample(
         self,
         prompts: list[list[int]],
-        *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        sampling: Sampling,
         stop_token_ids: list[int],
         seed: int,
-        done: set[int] = frozenset(),  # type: ignore[assignment]
+        done: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, longest prompts first.
 
@@ -67,9 +68,7 @@ class TransformersSampler:
         """
         for chunk in self.chunks(prompts):
             if not all(index in done for index in chunk):
-                for index, samples in self._sample_chunk(
-                    prompts, chunk, n, temperature, top_p, max_tokens, stop_token_ids, seed
-                ):
+                for index, samples in self._sample_chunk(prompts, chunk, n, sampling, stop_token_ids, seed):
                     if index not in done:
                         yield index, samples
 
@@ -82,16 +81,15 @@ class TransformersSampler:
         prompts: list[list[int]],
         chunk: list[int],
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        sampling: Sampling,
         stop_token_ids: list[int],
         seed: int,
     ) -> list[tuple[int, list[Sample]]]:
-        room = [min(max_tokens, self.max_model_len - len(prompts[i])) for i in chunk]
-        fits = [i for i, r in zip(chunk, room, strict=True) if r > 0]
-        result = [(i, [Sample("", [], "length")] * n) for i, r in zip(chunk, room, strict=True) if r <= 0]
-        rows = 1 if temperature == 0 else n  # greedy samples of one prompt are the same
+        room = {i: min(sampling.max_tokens, self.max_model_len - len(prompts[i])) for i in chunk}
+        fits = [i for i in chunk if room[i] > 0]
+        result = [(i, [Sample("", [], "length")] * n) for i in chunk if room[i] <= 0]
+        greedy = sampling.temperature == 0
+        rows = 1 if greedy else n  # greedy samples of one prompt are the same
         waiting = [fits] if fits else []
         while waiting:
             part = waiting.pop(0)
@@ -99,12 +97,11 @@ class TransformersSampler:
                 answers = decode(
                     self.model,
                     [prompts[i] for i in part],
-                    n=rows,
-                    temperature=temperature,
-                    top_p=top_p,
-                    max_tokens=[min(max_tokens, self.max_model_len - len(prompts[i])) for i in part],
-                    stop_token_ids=stop_token_ids,
-                    uniforms=uniforms(seed, part, rows, max_tokens) if temperature else None,
+                    rows,
+                    sampling,
+                    [room[i] for i in part],
+                    stop_token_ids,
+                    None if greedy else uniforms(seed, part, rows, sampling.max_tokens),
                 )
             except torch.OutOfMemoryError as error:
                 waiting = self._halve(part, waiting, error)
@@ -115,7 +112,7 @@ class TransformersSampler:
             samples = [Sample(text, ids, reason) for text, (ids, reason) in zip(texts, answers, strict=True)]
             for k, i in enumerate(part):
                 own = samples[k * rows : (k + 1) * rows]
-                result.append((i, own * n if temperature == 0 else own))
+                result.append((i, own * n if greedy else own))
         return result
 
     def _halve(self, part: list[int], waiting: list[list[int]], error: Exception) -> list[list[int]]:
@@ -162,8 +159,8 @@ def chunks_by_length(prompts: list[list[int]], batch_size: int) -> list[list[int
 
 
 def uniforms(seed: int, indices: list[int], n: int, max_tokens: int) -> torch.Tensor:
-    """One uniform number a token, [len(indices) * n, max_tokens]: on the CPU and by prompt, so that neither the device
-    nor the split of a batch changes what is drawn."""
+    """One uniform number per token, [len(indices) * n, max_tokens]: on the CPU and by prompt, so that neither the
+    device nor the split of a batch changes what is drawn."""
     rows = []
     for index in indices:
         digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
@@ -184,15 +181,16 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def pick(logits: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor | None) -> torch.Tensor:
+def pick(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None) -> torch.Tensor:
     """The next token of each row of `logits` [rows, vocabulary]; greedy at temperature 0.
 
     Inverse of the cumulative distribution at `uniform` [rows]. top_p keeps the smallest set of most likely tokens whose
     mass reaches top_p (at least one), after the temperature, as vLLM and generate() do; there is no top_k.
     """
-    if temperature == 0 or uniform is None:
+    if sampling.temperature == 0 or uniform is None:
         return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
+    top_p = sampling.top_p
+    probabilities = (logits.float() / sampling.temperature).softmax(-1)
     if top_p >= 1:
         cumulative = probabilities.cumsum(-1)
         kept = cumulative[:, -1:]
@@ -249,17 +247,15 @@ class RoomyLayer(DynamicLayer):
 def decode(
     model: Any,
     prompts: list[list[int]],
-    *,
     n: int,
-    temperature: float,
-    top_p: float,
+    sampling: Sampling,
     max_tokens: list[int],
     stop_token_ids: list[int],
     uniforms: torch.Tensor | None,
 ) -> list[tuple[list[int], str]]:
-    """n answers a prompt, in order: (token ids without the stop token, "stop" or "length").
+    """n answers per prompt, in order: (token ids without the stop token, "stop" or "length").
 
-    `max_tokens` is a prompt's own limit (at least 1), `uniforms` [prompts * n, longest limit] drive the sampling.
+    `max_tokens` is each prompt's own limit (at least 1), `uniforms` [prompts * n, longest limit] drive the sampling.
     """
     device = model.device
     ids, mask = left_pad(prompts, device)
@@ -286,7 +282,7 @@ def decode(
     alive = torch.ones_like(stopped)  # of the rows in the batch
     position = mask.sum(-1, keepdim=True)
     for step in range(max(max_tokens)):
-        token = pick(logits, temperature, top_p, None if draws is None else draws[rows, step])
+        token = pick(logits, sampling, None if draws is None else draws[rows, step])
         written[rows, step] = token
         ends = alive & torch.isin(token, stops)
         stopped[rows] |= ends

@@ -7,8 +7,7 @@ samples do not depend on `seed` alone: vLLM's batches depend on timing, so a sec
 
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Set
 from typing import Any
 
 # before the import: vLLM reads them then
@@ -19,13 +18,14 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 import torch
-from transformers import AutoTokenizer
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.models.engines import Sample
+from self_reward.method.asking import Sample
+from self_reward.models.model import Model
+from self_reward.parameters.settings import Engine, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -33,34 +33,25 @@ log = logging.getLogger(__name__)
 class VllmSampler:
     engine = "vllm"
 
-    def __init__(
-        self,
-        model_dir: Path,
-        *,
-        dtype: str,
-        seed: int,
-        max_model_len: int | None,
-        tensor_parallel_size: int,
-        gpu_memory_utilization: float,
-        trust_remote_code: bool,
-    ):
+    def __init__(self, model: Model, engine: Engine, *, seed: int):
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take a share of the whole memory
             os.environ.setdefault(
                 "VLLM_CPU_OMP_THREADS_BIND", "nobind"
             )  # binding costs 8/9 of the speed in a container
+        dtype = model.loading.dtype
         if dtype == "auto":  # vLLM's own "auto" makes bfloat16 of a float32 checkpoint, on a CPU too
             dtype = "float32" if on_cpu else "bfloat16"
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        self.tokenizer = model.tokenizer
         arguments = EngineArgs(
-            model=str(model_dir),
-            dtype=dtype,  # type: ignore[arg-type]
+            model=str(model.folder),
+            dtype=dtype,
             seed=seed,
-            max_model_len=max_model_len,  # type: ignore[arg-type]
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            trust_remote_code=trust_remote_code,
+            max_model_len=engine.max_model_len,  # type: ignore[arg-type]
+            tensor_parallel_size=max(1, engine.generate_gpus),
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            trust_remote_code=model.loading.trust_remote_code,
             enforce_eager=on_cpu,
             enable_prefix_caching=True,
             generation_config="vllm",  # not the folder's: its penalties and end tokens would leak in (B10)
@@ -71,14 +62,14 @@ class VllmSampler:
         try:
             self.llm = LLMEngine.from_engine_args(arguments)
         except torch.OutOfMemoryError as error:
-            raise TryAgain(f"{model_dir}: the model does not fit into the GPU's free memory: {error}") from error
+            raise TryAgain(f"{model.folder}: the model does not fit into the GPU's free memory: {error}") from error
         except ValueError as error:  # settings that cannot work, and too little memory for the cache
-            raise UserError(f"vLLM cannot load {model_dir} with these settings: {error}") from error
+            raise UserError(f"vLLM cannot load {model.folder} with these settings: {error}") from error
         except Exception as error:  # of a worker's end vLLM says no more
-            if tensor_parallel_size > 1 and "initialization failed" in str(error):
+            if engine.generate_gpus > 1 and "initialization failed" in str(error):
                 raise TryAgain(
-                    f"{model_dir}: a process of vLLM's engine ended while it loaded the model, for want of memory or "
-                    "killed; its own words are in the log"
+                    f"{model.folder}: a process of vLLM's engine ended while it loaded the model: out of memory, or "
+                    "killed; the log has its own words"
                 ) from error
             raise
         self.max_model_len: int = self.llm.vllm_config.model_config.max_model_len
@@ -91,23 +82,21 @@ class VllmSampler:
     def sample(
         self,
         prompts: list[list[int]],
-        *,
         n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
+        sampling: Sampling,
         stop_token_ids: list[int],
         seed: int,
-        done: set[int] = frozenset(),  # type: ignore[assignment]
+        done: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, each when it is finished.
 
-        `seed` is not used: the engine was seeded when it was loaded, and a seed a request breaks chunked prefill on a
+        `seed` is not used: the engine was seeded when it was loaded, and a seed per request breaks chunked prefill on a
         CPU.
         Temperature 0 is greedy: n equal samples. A prompt that leaves no room in the model gives n empty samples with
         finish_reason "length".
         """
         todo = []
+        greedy = sampling.temperature == 0
         for index, prompt in enumerate(prompts):
             if index in done:
                 continue
@@ -116,10 +105,10 @@ class VllmSampler:
                 yield index, [Sample("", [], "length")] * n
                 continue
             params = SamplingParams(
-                n=1 if temperature == 0 else n,
-                temperature=temperature,
-                top_p=1.0 if temperature == 0 else top_p,
-                max_tokens=min(max_tokens, room),
+                n=1 if greedy else n,
+                temperature=sampling.temperature,
+                top_p=1.0 if greedy else sampling.top_p,
+                max_tokens=min(sampling.max_tokens, room),
                 stop_token_ids=stop_token_ids,
                 ignore_eos=True,  # the stop tokens are those given, no others
                 detokenize=False,
@@ -128,7 +117,7 @@ class VllmSampler:
             todo.append((index, prompt, params))
         for index, outputs in self._run(todo, sequences=n):
             samples = [self._sample(output, stop_token_ids) for output in outputs]
-            yield index, samples * n if temperature == 0 else samples
+            yield index, samples * n if greedy else samples
 
     def _sample(self, output: Any, stop_token_ids: list[int]) -> Sample:
         ids = list(output.token_ids)

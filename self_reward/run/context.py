@@ -1,0 +1,72 @@
+"""What a stage's `work` is given beside the parameters."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from self_reward.models.job import Job
+from self_reward.repository import artifacts
+from self_reward.run.checkout import Checkout
+from self_reward.store import Snapshot
+
+if TYPE_CHECKING:
+    from self_reward.repository import jsonl
+
+log = logging.getLogger("self_reward")
+
+
+class Run(Checkout):
+    """A checkout with a place for outputs.
+
+    `job`: the folder of partial results, which survives a kill, the shard, and the parameter `seed` made different for
+    each stage and iteration, so that no two sample with the same random numbers; `counts`: numbers for the summary, the
+    commit message and the manifest; `details`: anything else for the manifest.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        snapshot: Snapshot,
+        inputs: artifacts.Inputs,
+        base_id: str | None,
+        folder: Path,
+        *,
+        seed: int,
+        shard: tuple[int, int],
+    ):
+        super().__init__(store, snapshot, inputs, base_id, folder)
+        self.job = Job(folder / "partial", seed, self.progress, shard)
+        self.counts: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
+        self.log = log
+
+    def output(self, name: str) -> Path:
+        """Where to write the output `name`."""
+        path = self.folder / "outputs" / self.inputs.outputs[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def rows(
+        self,
+        name: str,
+        columns: artifacts.Columns,
+        max_bad_rows: float,
+        check: "jsonl.Check" = artifacts.row_problem,
+    ) -> "Iterator[jsonl.Row]":
+        """The good rows of the generated file `name`. Bad ones are left out, counted by reason in the counts and
+        details, and shown; more than `max_bad_rows` of them end the stage when the file's end is reached."""
+        from self_reward.repository import jsonl
+
+        bad = jsonl.Bad()
+        path, repository_path = self.input(name), self.inputs.paths[name]
+        yield from jsonl.read_generated(path, columns, bad, max_bad_rows=max_bad_rows, check=check)
+        if bad.reasons:
+            bad.places = [place.replace(str(path), repository_path) for place in bad.places]
+            self.log.warning("%s: %s; they are left out", repository_path, bad)
+            self.counts["bad_rows"] = self.counts.get("bad_rows", 0) + bad.reasons.total()
+            self.details.setdefault("bad_rows", {})[repository_path] = {
+                "rows": bad.rows,
+                "reasons": dict(bad.reasons),
+                "first": bad.places,
+            }

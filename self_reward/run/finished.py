@@ -1,0 +1,92 @@
+"""Finding a stage's finished result on its branch, and bringing an older one back."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from self_reward.errors import UserError
+from self_reward.parameters.stages import Common
+from self_reward.repository import artifacts
+from self_reward.run.manifest import names_of
+from self_reward.run.workdir import only_worker
+from self_reward.store import Snapshot, commits_after, recorded_sha256
+from self_reward.store.errors import Conflict
+
+
+def find(
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, *, pinned: bool, force: bool
+) -> tuple[str | None, dict[str, Any]] | None:
+    """Where the result with this key is: (commit, its manifest), or None. The commit is None if only an older commit
+    has it. With a pinned `--revision` the commit is that one, or the one after it if this very step made that, so that
+    the next step can be pinned to it in turn. With `force` only the latter counts: a try of this step that was lost
+    after its commit."""
+    newer = commits_after(snapshot)
+    if force and not newer:
+        return None
+    if not force and (manifest := manifest_with(snapshot, key, manifest_path)):
+        own = next((c.id for c in snapshot.log if c.key == key), snapshot.commit)
+        return (snapshot.commit if pinned else own), manifest
+    if newer and newer[-1].key != key:
+        return None  # the commit after a pinned one is not an earlier try of this very step
+    for commit in newer[-1:] or snapshot.log:
+        if commit.key == key:
+            if manifest := manifest_with(store.resolve(commit.id), key, manifest_path):
+                return (commit.id if newer else None), manifest
+            return None
+    return None
+
+
+def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> dict[str, Any] | None:
+    """The manifest, if it has this key and shard and all outputs that it lists are in the commit."""
+    manifest = json.loads(snapshot.small.get(manifest_path, b"{}"))
+    if (manifest.get("key"), manifest.get("shard")) != (key, shard):
+        return None
+    complete = all(snapshot.sha256.get(path) == output["sha256"] for path, output in manifest["outputs"].items())
+    return manifest if complete else None
+
+
+def commit_again(
+    store: Any, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, folder: Path
+) -> str:
+    """Bring the result of an older commit to the head again."""
+    older = next(c for c in snapshot.log if c.key == key)
+    with only_worker(folder):
+        paths = [*inputs.outputs.values(), manifest_path]
+        store.pull(store.resolve(older.id), paths, folder / "again")
+        commit: str = store.push(
+            {path: folder / "again" / path for path in paths},
+            key=key,
+            message=f"{older.message} (again, from commit {older.id})",
+            expected_head=snapshot.head,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+    return commit
+
+
+def refuse_moved_branch(p: Common, snapshot: Snapshot) -> None:
+    """Two runs on one branch do not mix: raises Conflict if the branch has commits after the snapshot's."""
+    if newer := commits_after(snapshot):
+        named = [
+            f"{c.id} by {c.author or 'nobody'} at {c.time[:19]}: {c.message.splitlines()[0]!r}" for c in newer[::-1]
+        ]
+        more = f" ({len(named) - 3} more)" if len(named) > 3 else ""
+        raise Conflict(
+            f"branch {p.branch} has moved on: this stage starts from commit {snapshot.commit}, after which another run "
+            f"or person committed {'; '.join(named[:3])}{more}. To continue from the newest commit run again (without "
+            "--revision; finished stages are skipped) once the other run is over; or give each run a separate --branch"
+        )
+
+
+def refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
+    """Nothing of the user's is overwritten: what no manifest lists is the user's."""
+    written = recorded_sha256(snapshot.small)
+    problems = [
+        f"{name} exists and was not written by a stage (no manifest lists it); move it out of the data repository, or "
+        "use another one"
+        for path in inputs.outputs.values()
+        for name in names_of(path, snapshot)
+        if name not in written
+    ]
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,89 @@
+"""What stages take from the user's files: rubric, prompt template, training examples, seeds, held-out prompts."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from self_reward.errors import UserError, all_of
+from self_reward.method import judge, preferences, prompts
+from self_reward.parameters.settings import Scale
+from self_reward.parameters.stages import Plan
+from self_reward.repository import examples, held_out, sft_data
+from self_reward.repository.examples import Example
+from self_reward.run.checkout import Checkout
+
+
+def rubric(checkout: Checkout, value: str) -> str:
+    """The text of the rubric `value`. Raises UserError where it does not hold {prompt} and {response} once each."""
+    return checkout.text("rubric", value, lambda text: judge.judge_prompt(text, "", ""))
+
+
+def prompt_template(checkout: Checkout, value: str) -> str:
+    """The text that asks for new prompts. Raises UserError where it does not hold {examples} once."""
+    return checkout.text("prompt_template", value, lambda text: prompts.few_shot_prompt(text, []))
+
+
+def held_out_prompts(checkout: Checkout, eval_fraction: float) -> tuple[set[str], float]:
+    """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
+    texts, ranked = held_out.read_files(checkout.optional("eval_prompts"), checkout.optional("eval_eft"))
+    has_files = checkout.has("eval_prompts") or checkout.has("eval_eft")
+    return {*texts, *(prompt for prompt, _ in ranked)}, 0.0 if has_files else eval_fraction
+
+
+def training_examples(
+    checkout: Checkout, rubric_value: str, eval_fraction: float, name: str = "train"
+) -> tuple[list[Example], dict[str, int]]:
+    """The examples of M{k}/train that may be trained on, and how many of each kind. Raises UserError with the problems
+    of the train file (the input `name`), the held-out files and the rubric together."""
+    (held, fraction), rows, text = all_of(
+        lambda: held_out_prompts(checkout, eval_fraction),
+        lambda: examples.read(checkout.input(name)),
+        lambda: rubric(checkout, rubric_value),
+    )
+    return sft_data.select(rows, rubric=text, held_out=held, held_out_fraction=fraction, path=checkout.input(name))
+
+
+def replay_pairs(rows: list[Example], count: int, scale: Scale, seed: int) -> list[tuple[str, str, str]]:
+    """`count` pairs of the judging examples among `rows`, for eft_replay. Raises UserError if their scores make no
+    pair."""
+    eft = [(row.prompt, row.response) for row in rows if row.source == "eft"]
+    return preferences.replay_pairs(eft, count, random.Random(seed), low=scale.min, high=scale.max)
+
+
+def seed_prompts(
+    checkout: Checkout, eval_fraction: float, name: str = "seeds"
+) -> tuple[list[str], list[str], set[str]]:
+    """(prompts to show as examples, all prompts of the seed data, held-out prompts). Held-out prompts are not shown.
+    Raises UserError with the problems of all these files together, or if no prompt is left."""
+    (held, fraction), rows = all_of(
+        lambda: held_out_prompts(checkout, eval_fraction), lambda: examples.read(checkout.input(name))
+    )
+    known = list(dict.fromkeys(row.prompt for row in rows if row.source != "eft"))
+    shown = [prompt for prompt in known if prompt not in held and not prompts.held_out(prompt, fraction)]
+    if not shown:
+        raise UserError(
+            f"{checkout.input(name)}: none of {len(rows)} rows is a prompt to show as an example ({len(known)} have "
+            f"another source than eft, of which {len(known) - len(shown)} are held out); put more prompts there"
+        )
+    return shown, known, held
+
+
+def check(checkout: Checkout, p: Plan) -> None:
+    """Read all of the user's files that a run will read; raises UserError with the problems of all of them."""
+
+    def check_train(name: str) -> None:
+        rows, _ = training_examples(checkout, p.rubric, p.eval_fraction, name)
+        if p.eft_replay > 0:
+            replay_pairs(rows, 1, p.scale, seed=0)
+
+    steps: list[Callable[[], Any]] = [
+        lambda: rubric(checkout, p.rubric),
+        lambda: prompt_template(checkout, p.prompt_template),
+    ]
+    for name in checkout.inputs.paths:
+        if name.startswith("train:"):
+            steps.append(lambda name=name: check_train(name))  # type: ignore[misc]
+        elif name.startswith("seeds:"):
+            steps.append(lambda name=name: seed_prompts(checkout, p.eval_fraction, name))  # type: ignore[misc]
+    steps.append(lambda: held_out_prompts(checkout, p.eval_fraction))
+    all_of(*steps)
