@@ -5,22 +5,23 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import yaml
 from kubernetes import client
 from kubernetes.config import incluster_config
 
-from self_reward import cluster, parameters
+from self_reward import cluster
 from self_reward.errors import TryAgain
+from self_reward.parameters import generated
 from tests.deploy.test_helm import rendered
+from tests.support import argo
 from tests.support.fake_kubernetes import FakeCluster, serving
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
-DEFAULTS = {entry["name"]: entry["value"] for entry in parameters.for_argo()}
+DEFAULTS = {entry["name"]: entry["value"] for entry in generated.for_argo()}
 
 
 def templates():
-    return [yaml.safe_load((ROOT / f"argo/templates/{name}.yaml").read_text()) for name in ("self-reward", "stages")]
+    return [argo.load((ROOT / f"argo/templates/{name}.yaml").read_text())[0] for name in ("self-reward", "stages")]
 
 
 def pod(name="train", requests=None, limits=None, labels=None, **spec):

@@ -32,8 +32,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(text: str) -> list[Document]:
-    """The objects of a YAML file; ValueError for a key that is there twice."""
-    return [document for document in yaml.load_all(text, _Loader) if document]
+    """The objects of a YAML file, none shared by the aliases that name it; ValueError for a key that is there twice."""
+    return [json.loads(json.dumps(document)) for document in yaml.load_all(text, _Loader) if document]
 
 
 def plain() -> list[Document]:
