@@ -368,6 +368,7 @@ FAULTS = {
     "tags_are_plain": [
         lambda a: given(step(a, "loop", "iter"), "sft").update(value="{{ inputs.parameters.sft }}"),
         lambda a: step(a, "loop", "next").update(when="{{= steps.the-iter.outputs.parameters.stop == '' }}"),
+        lambda a: leaves(a)["train"]["outputs"]["parameters"][1].update(globalName="M{{inputs.parameters.iteration}}"),
     ],
 }  # fmt: skip
 CASES = [(rule, number) for rule, faults in FAULTS.items() for number in range(len(faults))]

@@ -135,11 +135,16 @@ def absent_values_are_looked_at_in_outputs_only(documents: list[Document]) -> li
 
 
 def tags_are_plain(documents: list[Document]) -> list[str]:
-    """No space in a simple tag (Argo may not replace it), no hyphen in a name of an expression (it would subtract)."""
+    """No space in a simple tag (Argo may not replace it), no hyphen in a name of an expression (it would subtract), no
+    simple tag in a globalName (`argo submit` would print a warning for each step that calls its template)."""
     found = []
     for document in documents:
         for path, text in argo.strings(document):
             found += [f"{_at(path)}: space in {{{{{tag}}}}}" for tag in TAG.findall(text) if tag[:1] == " "]
+            if path[-1] == "globalName":
+                found += [
+                    f"{_at(path)}: {{{{{tag}}}}} is not an expression" for tag in TAG.findall(text) if tag[0] != "="
+                ]
             for expression in _expressions(path, text):
                 bare = TEXT.sub("''", expression)
                 found += [f"{_at(path)}: {match[0]}" for match in re.finditer(r"\w+\??\.[\w.?]*\w-\w+", bare)]
