@@ -195,7 +195,7 @@ def test_a_stop_rule_is_an_output(place, done):
     ("template", "inputs", "said"),
     [
         ("gen-preferences", {"iteration": "5"}, "M5/generated/scores.jsonl"),
-        ("merge", {"iteration": "0", "stage": "04_gen_preferences"}, "expected the stage to merge"),
+        ("merge", {"iteration": "0", "stage": "04_gen_preferences"}, "--merge is not a parameter of this stage"),
         ("train", {"iteration": "-1", "stage": "05_dpo"}, "iteration"),
     ],
 )

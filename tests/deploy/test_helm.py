@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 import self_reward
-from self_reward import parameters
+from self_reward.parameters import generated, sources
+from self_reward.parameters.stages import Plan
 from tests.support import argo
 from tests.support.fake_oxen import FakeOxen
 
@@ -330,11 +331,11 @@ def test_every_value_that_concerns_the_workflow_has_a_case():
 def test_a_preset_means_what_its_file_means_to_the_programs(preset, monkeypatch):
     declared = argo.run_parameters(rendered({"preset": preset}))
     monkeypatch.setenv(
-        parameters.ENVIRONMENT, json.dumps([{"name": n, "value": p["value"]} for n, p in declared.items()])
+        sources.ENVIRONMENT, json.dumps([{"name": n, "value": p["value"]} for n, p in declared.items()])
     )
-    by_chart = parameters.parse("plan", "", [])
-    monkeypatch.delenv(parameters.ENVIRONMENT)
-    by_file = parameters.parse("plan", "", ["--parameter_file", str(argo.ROOT / "presets" / f"{preset}.yaml")])
+    by_chart = sources.parse(Plan, "", [])
+    monkeypatch.delenv(sources.ENVIRONMENT)
+    by_file = sources.parse(Plan, "", ["--parameter_file", str(argo.ROOT / "presets" / f"{preset}.yaml")])
     assert by_chart == by_file
 
 
@@ -412,7 +413,7 @@ def test_a_wrong_value_is_refused(values):
 
 
 def test_the_parameters_of_the_schema_are_those_of_the_workflow():
-    assert set(SCHEMA["properties"]["parameters"]["properties"]) == {p["name"] for p in parameters.for_argo()}
+    assert set(SCHEMA["properties"]["parameters"]["properties"]) == {p["name"] for p in generated.for_argo()}
 
 
 # ---- values.yaml and README.md
@@ -603,7 +604,7 @@ def test_the_notes_name_what_there_is(notes, values):
     text, made = notes(given), objects(given)
     makefile = (argo.ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in re.findall(r"\bmake ([a-z-]+)", text))
-    assert set(re.findall(r"-p (\w+)=", text)) <= {p["name"] for p in parameters.for_argo()}
+    assert set(re.findall(r"-p (\w+)=", text)) <= {p["name"] for p in generated.for_argo()}
     paths = re.findall(r"\b((?:argo|docs)/[\w.-]+\w)", text)
     assert paths and all((argo.ROOT / path).exists() for path in paths)
     services = re.findall(r"service/([\w-]+) \d+:(\d+)", text)

@@ -424,7 +424,7 @@ def test_the_programs_of_the_data_image_need_nothing_else(data_python, place, tm
         place.run(
             sys.executable, "stages/02_gen_responses.py", *settings, "--shard", shard, "--sampler", "transformers"
         )
-    merge = ["stages/merge.py", "02_gen_responses", *settings, "--shards", "2", "--sampler", "transformers"]
+    merge = ["stages/02_gen_responses.py", "--merge", *settings, "--shards", "2", "--sampler", "transformers"]
     assert "prompts=6" in place.run(data_python, *merge)
     assert "M0/generated/responses.jsonl" in place.store.resolve().files
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from self_reward import parameters
+from self_reward.parameters import generated
 from self_reward.run import stage
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_every_link_inside_has_its_heading():
 
 @pytest.mark.parametrize("name", named(r"-p (\w+)="))
 def test_every_parameter_exists(name: str):
-    assert name in {parameter["name"] for parameter in parameters.for_argo()}
+    assert name in {parameter["name"] for parameter in generated.for_argo()}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from self_reward import parameters
+from self_reward.parameters import generated, sources
+from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, Plan, flat
 from tests.support import argo
 from tests.support.argo import Document
 
@@ -169,8 +170,8 @@ def names_of_parameters_work_in_expressions(documents: list[Document]) -> list[s
 
 
 def the_submit_form_is_the_manual(documents: list[Document]) -> list[str]:
-    """Every parameter of parameters.py with its description, with an enum where it is closed, and a default in it."""
-    expected = {entry["name"]: entry for entry in parameters.for_argo()}
+    """Every parameter of parameters/ with its description, with an enum where it is closed, and a default in it."""
+    expected = {entry["name"]: entry for entry in generated.for_argo()}
     given = argo.run_parameters(documents)
     found = [f"{name} is missing" for name in expected if name not in given]
     found += [f"{name} is no parameter" for name in given if name not in expected]
@@ -178,7 +179,7 @@ def the_submit_form_is_the_manual(documents: list[Document]) -> list[str]:
     found += [f"{name} is there twice" for name in set(names) if names.count(name) > 1]
     for name in set(expected) & set(given):
         if given[name].get("description") != expected[name]["description"]:
-            found.append(f"{name}: the description must be that of parameters.py")
+            found.append(f"{name}: the description must be that of parameters/")
         if given[name].get("enum") != expected[name].get("enum"):
             found.append(f"{name}: enum must be {expected[name].get('enum')}")
         if "value" not in given[name] or given[name]["value"] not in given[name].get("enum", [given[name]["value"]]):
@@ -187,7 +188,7 @@ def the_submit_form_is_the_manual(documents: list[Document]) -> list[str]:
         text = json.dumps(
             [{"name": name, "value": one.get("value")} for name, one in given.items() if name in expected]
         )
-        parameters.parse("plan", "", [], {parameters.ENVIRONMENT: text})
+        sources.parse(Plan, "", [], {sources.ENVIRONMENT: text})
     except Exception as error:
         found.append(f"the defaults contradict: {error}")
     return found
@@ -445,7 +446,7 @@ def the_recursion_is_shallow_enough(documents: list[Document]) -> list[str]:
     recursive = [n for n, one in flows.items() for _, s in argo.steps(one) if s.get("template") == n]
     if recursive != ["loop"]:
         return [f"one template that calls itself: loop; found {recursive}"]
-    most = next(bound.le for bound in parameters.Plan.model_fields["iterations"].metadata if hasattr(bound, "le"))
+    most = next(bound.le for bound in flat(Plan)["iterations"][1].metadata if hasattr(bound, "le"))
     deepest = depth(argo.RUN, flows["main"]) - 1 + most
     if deepest > DEPTH:
         found.append(f"{most} iterations are {deepest} calls deep")
@@ -517,12 +518,12 @@ def programs_and_flags_are_there(documents: list[Document]) -> list[str]:
     for name, leaf in argo.leaves(documents).items():
         words = leaf["container"].get("args", [])
         for before, word in itertools.pairwise(words):
-            if not word.startswith("--") and not before.startswith("--") and before != "stages/merge.py":
+            if not word.startswith("--") and not before.startswith("--"):
                 found.append(f"{name}: {word} belongs to no flag")
         for word in words:
-            if word.startswith("--") and word[2:] not in parameters.Plan.model_fields:
-                found.append(f"{name}: {word} is no parameter")
-            if word.startswith("--") and word[2:] not in (*parameters.BY_STEP, *parameters.BY_TEMPLATE):
+            if word.startswith("--") and word[2:] not in flat(Plan):
+                found.append(f"{name}: {word} is not a parameter")
+            if word.startswith("--") and word[2:] not in (*BY_STEP, *BY_TEMPLATE):
                 found.append(f"{name}: {word} is for the whole run: it comes with SELF_REWARD_PARAMETERS")
     return found
 
