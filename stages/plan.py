@@ -109,13 +109,14 @@ def before(p: parameters.Plan) -> list[str]:
 
 def look_at_cluster() -> None:
     """Raise UserError with what the cluster lacks for the pods of this workflow."""
-    from self_reward import cluster
+    from self_reward.cluster.api import connect
+    from self_reward.cluster.check import check_run
 
-    api, namespace = cluster.connect()
-    problems, notes = cluster.look(api, namespace, parameters.of_workflow())
-    for note in notes:
+    api, namespace = connect()
+    findings = check_run(api, namespace, parameters.of_workflow())
+    for note in findings.notes:
         sys.stderr.write(f"plan: {note}\n")
-    say(problems)
+    say(findings.problems)
 
 
 def check(p: parameters.Plan) -> store.Snapshot:
