@@ -111,9 +111,10 @@ def test_what_may_not_be_read_is_noted_and_refuses_nothing(place, what):
     assert not findings.problems and note.endswith(": not checked, the service account may not read it")
 
 
-def test_a_missing_template(place):
-    del place.objects[f"{FLOWS}/self-reward-stages"]
-    problem = "WorkflowTemplate self-reward-stages is not in namespace ns; install the chart there"
+@pytest.mark.parametrize("name", ["self-reward", "self-reward-stages"])
+def test_a_missing_template(place, name):
+    del place.objects[f"{FLOWS}/{name}"]
+    problem = f"WorkflowTemplate {name} is not in namespace ns; install the chart there"
     assert place.check() == Findings([problem])
 
 
