@@ -1,7 +1,7 @@
 """What differs between two commits of a data repository, or between two iterations of a run, as lines of text.
 
-Only what is needed is copied out of the repository, to a folder that is given; files of rows are read one row at a
-time, and 16 bytes of hashes are kept of each.
+Only what is needed is copied out of the repository, to a scratch folder; files of rows are read row by row, and 16
+bytes of hashes are kept per row.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from self_reward.cli.data import aligned, below, folded, human, when
+from self_reward.cli.data import below, folded
+from self_reward.cli.text import aligned, human, when
 from self_reward.repository import artifacts
 from self_reward.repository.jsonl import LONGEST_ROW
 from self_reward.store import Commit, Snapshot, first_line, is_manifest
@@ -22,8 +23,8 @@ from self_reward.store.errors import NotFound
 
 SMALL_JSON = 1 << 20  # bytes; larger ones are compared by size alone
 MOST_KEYS = 40
-NOT_SHOWN = ("key", "read_at", "inputs", "outputs")  # of a manifest: hashes, which differ wherever anything does
-LONGEST_VALUE = 60
+NOT_SHOWN = ("key", "read_at", "inputs", "outputs")  # of a manifest: hashes, which differ whenever anything does
+LONGEST_VALUE = 60  # characters
 
 
 class _Id(msgspec.Struct):
@@ -35,8 +36,8 @@ class _Id(msgspec.Struct):
 
 
 def commits(store: Any, old: Snapshot, new: Snapshot, path: str, scratch: Path) -> list[str]:
-    """Files below `path` that `new` added (+), removed (-) or changed (~), with sizes; of changed rows how many, of
-    changed JSON the keys. Raises NotFound where neither commit has anything at `path`."""
+    """Files below `path` that `new` added (+), removed (-) or changed (~), with sizes; the number of changed rows, the
+    keys of changed JSON. Raises NotFound if neither commit has anything at `path`."""
     before, after = _below(old, path), _below(new, path)
     if path and not before and not after:
         below(new, path)
@@ -55,13 +56,13 @@ def commits(store: Any, old: Snapshot, new: Snapshot, path: str, scratch: Path) 
         store.pull(old, looked_at, scratch / "old")
         store.pull(new, looked_at, scratch / "new")
     for unit, names in groups.items():
-        gone, come = [n for n in names if n not in after], [n for n in names if n not in before]
+        removed, added = [n for n in names if n not in after], [n for n in names if n not in before]
         sizes = f"{human(sum(before.get(n, 0) for n in names))} -> {human(sum(after.get(n, 0) for n in names))}"
-        if len(come) == len(names):
+        if len(added) == len(names):
             sizes = human(sum(after[n] for n in names))
-        elif len(gone) == len(names):
+        elif len(removed) == len(names):
             sizes = human(sum(before[n] for n in names))
-        sign = "+" if len(come) == len(names) else "-" if len(gone) == len(names) else "~"
+        sign = "+" if len(added) == len(names) else "-" if len(removed) == len(names) else "~"
         number = f", {len(names)} files" if unit != names[0] else ""
         line = f"{sign} {unit}  {sizes}{number}"
         if unit not in looked_at:
@@ -75,8 +76,8 @@ def commits(store: Any, old: Snapshot, new: Snapshot, path: str, scratch: Path) 
 
 
 def _named(snapshot: Snapshot) -> str:
-    this: Commit | None = next((one for one in snapshot.log if one.id == snapshot.commit), None)
-    return f"{snapshot.commit[:12]}" + (f"  {when(this)}  {first_line(this.message)}" if this else "")
+    commit: Commit | None = next((commit for commit in snapshot.log if commit.id == snapshot.commit), None)
+    return f"{snapshot.commit[:12]}" + (f"  {when(commit)}  {first_line(commit.message)}" if commit else "")
 
 
 def _below(snapshot: Snapshot, path: str) -> dict[str, int]:
@@ -87,7 +88,7 @@ def _below(snapshot: Snapshot, path: str) -> dict[str, int]:
 
 
 def _is_shown(name: str, old: Snapshot, new: Snapshot) -> bool:
-    """Whether the contents of a changed file are looked into."""
+    """Whether the contents of a changed file are compared."""
     if name not in old.files or name not in new.files:
         return False
     small = max(old.files[name], new.files[name]) <= SMALL_JSON
@@ -98,11 +99,11 @@ def _is_shown(name: str, old: Snapshot, new: Snapshot) -> bool:
 
 
 def rows_changed(old: Path, new: Path) -> str:
-    """How the rows of two files differ: by response_id or prompt_id where each row has one of its own, else by the
-    whole line."""
+    """How the rows of two files differ: by response_id or prompt_id if it is unique in each file, else by the whole
+    line."""
     before, after = _by_id(old), _by_id(new)
     if before is not None and after is not None:
-        changed = sum(before[one] != after[one] for one in before.keys() & after.keys())
+        changed = sum(before[row] != after[row] for row in before.keys() & after.keys())
         counts = (len(after.keys() - before.keys()), len(before.keys() - after.keys()), changed)
         total = (len(before), len(after))
     else:
@@ -114,9 +115,9 @@ def rows_changed(old: Path, new: Path) -> str:
 
 
 def _by_id(path: Path) -> dict[int, int] | None:
-    """Hash of the id -> hash of the row; None where a row has no id, or two rows have one."""
+    """Hash of the id -> hash of the row; None if a row has no id, or two rows share one."""
     decode = msgspec.json.Decoder(_Id).decode
-    found: dict[int, int] = {}
+    rows: dict[int, int] = {}
     for line in _lines(path):
         try:
             row = decode(line)
@@ -124,10 +125,10 @@ def _by_id(path: Path) -> dict[int, int] | None:
             return None
         name = row.response_id if row.response_id is not None else row.prompt_id
         hashed = xxhash.xxh3_64_intdigest(str(name).encode())
-        if name is None or hashed in found:
+        if name is None or hashed in rows:
             return None
-        found[hashed] = _hash(line)
-    return found
+        rows[hashed] = _hash(line)
+    return rows
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -157,17 +158,17 @@ def _json_changes(old: Path, new: Path, name: str) -> list[str]:
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Every value that is no object, by its keys joined by dots."""
+    """Every value that is not an object, by its keys joined by dots."""
     if not isinstance(value, dict):
         return {name: value}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _leaves(inner, f"{name}.{key}" if name else str(key))
-    return found
+        leaves |= _leaves(inner, f"{name}.{key}" if name else str(key))
+    return leaves
 
 
 def _differs(before: dict[str, Any], after: dict[str, Any], key: str) -> bool:
-    """A key that is missing differs from one that is null."""
+    """Whether a key differs; a missing key differs from null."""
     return (key in before, before.get(key)) != (key in after, after.get(key))
 
 
@@ -186,11 +187,12 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     """Two iterations (M0, M1) of one commit side by side: each stage's counts and seconds, the parameters that differ,
     what was measured, how many prompts they share, and what only one of them has. `path`: only what is below it in
     both, such as eval. Raises NotFound for an iteration without files."""
-    for one in (old, new):
-        below(snapshot, one)
+    pair = (old, new)
+    for iteration in pair:
+        below(snapshot, iteration)
     names = {
-        one: [name.removeprefix(f"{one}/") for name in _below(snapshot, f"{one}/{path}".rstrip("/"))]
-        for one in (old, new)
+        iteration: [name.removeprefix(f"{iteration}/") for name in _below(snapshot, f"{iteration}/{path}".rstrip("/"))]
+        for iteration in pair
     }
     if not names[old] and not names[new]:
         below(snapshot, f"{new}/{path}")
@@ -198,10 +200,10 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     shared = sorted({*names[old], *names[new]})
     for name in shared:
         if is_manifest(f"{new}/{name}"):
-            manifests = [_leaves(json.loads(snapshot.small.get(f"{one}/{name}", b"{}"))) for one in (old, new)]
+            manifests = [_leaves(json.loads(snapshot.small.get(f"{iteration}/{name}", b"{}"))) for iteration in pair]
             alike = [
-                {key.replace(f"{one}/", ""): value for key, value in leaves.items()}  # counts.reward_M0/dpo
-                for one, leaves in zip((old, new), manifests, strict=True)
+                {key.replace(f"{iteration}/", ""): value for key, value in leaves.items()}  # counts.reward_M0/dpo
+                for iteration, leaves in zip(pair, manifests, strict=True)
             ]
             rows += [(name.removesuffix(".manifest.json"), "", ""), *_stage_rows(*alike)]
     both = [name for name in shared if name in names[old] and name in names[new]]
@@ -209,30 +211,29 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     prompts = artifacts.PROMPTS.removeprefix("M{k}/")
     wanted = [*measured, *[name for name in both if name == prompts]]
     if wanted:
-        store.pull(snapshot, [f"{one}/{name}" for one in (old, new) for name in wanted], scratch)
+        store.pull(snapshot, [f"{iteration}/{name}" for iteration in pair for name in wanted], scratch)
     for name in measured:
-        files = [scratch / one / name for one in (old, new)]
-        leaves = [_leaves(json.loads(file.read_bytes())) for file in files]
+        before, after = (_leaves(json.loads((scratch / iteration / name).read_bytes())) for iteration in pair)
         rows += [(name, "", "")] + [
-            (f"  {key}", _value(leaves[0], key), _value(leaves[1], key))
-            for key in dict.fromkeys([*leaves[0], *leaves[1]])
-            if any(isinstance(one.get(key), int | float) for one in leaves) and not key.endswith(".n")
+            (f"  {key}", _value(before, key), _value(after, key))
+            for key in dict.fromkeys([*before, *after])
+            if any(isinstance(leaves.get(key), int | float) for leaves in (before, after)) and not key.endswith(".n")
         ]
     lines = aligned(rows) if len(rows) > 1 else []
     if prompts in wanted:
-        texts = [_prompts(scratch / one / prompts) for one in (old, new)]
-        lines.append(f"prompts that are in both: {len(texts[0] & texts[1])} of {len(texts[0])} and {len(texts[1])}")
-    for one, other in ((old, new), (new, old)):
-        if only := sorted(set(names[one]) - set(names[other])):
+        texts = [_prompts(scratch / iteration / prompts) for iteration in pair]
+        lines.append(f"prompts in both: {len(texts[0] & texts[1])} of {len(texts[0])} and {len(texts[1])}")
+    for iteration, other in ((old, new), (new, old)):
+        if only := sorted(set(names[iteration]) - set(names[other])):
             units = dict.fromkeys(folded(only)[name] for name in only)
-            lines.append(f"only in {one}: {', '.join(list(units)[:12])}{' ...' if len(units) > 12 else ''}")
+            lines.append(f"only in {iteration}: {', '.join(list(units)[:12])}{' ...' if len(units) > 12 else ''}")
     return lines or [
         f"{old} and {new} have the same files{f' below {path}' if path else ''}; commits can be compared too"
     ]
 
 
 def _stage_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """A stage's counts and seconds, and where both iterations have it what else differs, such as parameters."""
+    """A stage's counts and seconds; if both iterations have it, also what else differs, such as parameters."""
     left_out = (*NOT_SHOWN, "stage", "iteration", "details") if before and after else (*before, *after)
     rows = []
     for key in dict.fromkeys([*before, *after]):
@@ -245,10 +246,10 @@ def _stage_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str
 
 def _prompts(path: Path) -> set[int]:
     """Hashes of the prompts of a file of rows."""
-    found = set()
+    hashes = set()
     for line in _lines(path):
         try:
-            found.add(xxhash.xxh3_64_intdigest(str(msgspec.json.decode(line)["prompt"]).encode()))
+            hashes.add(xxhash.xxh3_64_intdigest(str(msgspec.json.decode(line)["prompt"]).encode()))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    return found
+    return hashes

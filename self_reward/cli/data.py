@@ -1,30 +1,25 @@
-"""Look at a data repository, fetch from it, and bring data to it: what `self-reward data` and seed_data do.
+"""Files of a data repository: list them, copy them out of it, list commits, add files. `self-reward data` calls this.
 
-All of it goes through the store's facade, so a folder and a server are the same here. compare.py says what differs.
+Everything goes through the store, so a folder and a server are the same here.
 """
 
 import difflib
 import json
-import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from self_reward.cli.text import aligned, human, in_words, to_a_reader_that_may_leave, when
 from self_reward.errors import UserError
-from self_reward.repository import artifacts
-from self_reward.store import Commit, Snapshot, first_line, is_manifest, is_remote, open_store
+from self_reward.store import Commit, Snapshot, first_line, is_manifest
 from self_reward.store.errors import NotFound
 from self_reward.store.local import index
-from self_reward.store.local.store import make_folder
 
-log = logging.getLogger("self_reward")
-
-SEEDED = ("M0/train", "M0/eval")
-MANY = 20  # files in one folder above which it is shown as one line
-MODEL = ("config.json", "adapter_config.json")  # what makes a folder a model's
+MANY = 20  # a folder with more files is shown as one line
+MODEL = ("config.json", "adapter_config.json")  # a folder with one of these holds a model
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,7 +28,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class Written(NamedTuple):
-    """Which stage wrote a file, and what its manifest says of the whole stage."""
+    """Which stage wrote a file, and what its manifest says about the whole stage."""
 
     stage: str
     when: str
@@ -43,8 +38,8 @@ class Written(NamedTuple):
 
 def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
     """The files of a commit below `path`, one line each, in the order in which a run makes them: size, number of files,
-    who wrote it, when, and the stage's counts. A model's folder, and one of more than MANY files, is one line, and
-    manifests are left out, unless `every`. Raises NotFound where nothing is at `path`."""
+    who wrote it, when, and the stage's counts. The folder of a model, or with more than MANY files, is one line, and
+    manifests are left out, unless `every`. Raises NotFound if nothing is at `path`."""
     path = "" if path == "." else path.strip("/").removeprefix("./")
     files = below(snapshot, path)
     units = {name: name for name in files} if every else folded(files, path)
@@ -57,24 +52,24 @@ def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
     for unit, names in shown.items():
         by = written.get(names[0])
         stage, counts = (by.stage + (", changed by hand" if by.by_hand else ""), by.counts) if by else ("you", {})
-        text = "" if stage in counted else in_words(counts)  # of a stage that wrote several files, once
+        text = "" if stage in counted else in_words(counts)  # once per stage
         counted.add(stage)
         size = sum(files[name] for name in names)
         rows.append(
             (human(size), str(len(names)), stage, by.when if by else "", unit + (f"  ({text})" if text else ""))
         )
-    this = next((one for one in snapshot.log if one.id == snapshot.commit), None)
-    head = f"commit {snapshot.commit[:12]}" + (f", {when(this)}: {first_line(this.message)}" if this else "")
-    left = sum(is_manifest(name) for name in files) - sum(
+    commit = next((commit for commit in snapshot.log if commit.id == snapshot.commit), None)
+    head = f"commit {snapshot.commit[:12]}" + (f", {when(commit)}: {first_line(commit.message)}" if commit else "")
+    hidden = sum(is_manifest(name) for name in files) - sum(
         is_manifest(name) for names in shown.values() for name in names
     )
     foot = f"{human(sum(files.values()))} in {len(files)} files"
-    foot += f"; {left} manifests are not shown (--all shows every file)" if left else ""
+    foot += f"; {hidden} manifests are not shown (--all shows every file)" if hidden else ""
     return [head, *aligned([("size", "files", "written by", "when", "path"), *rows], right=2), foot]
 
 
 def below(snapshot: Snapshot, path: str) -> dict[str, int]:
-    """The files of a commit that are `path` or below it, with their sizes. Raises NotFound where there is none."""
+    """The files of a commit that are `path` or below it, with their sizes. Raises NotFound if none exist."""
     files = {
         name: size
         for name, size in snapshot.files.items()
@@ -86,15 +81,15 @@ def below(snapshot: Snapshot, path: str) -> dict[str, int]:
 
 
 def _near(path: str, files: Collection[str]) -> str:
-    """What there is instead of `path`: names like it, else what the nearest folder above it has."""
+    """A hint for a `path` that does not exist: similar names, else the contents of the nearest folder above it."""
     names = {*files, *(folder.as_posix() for name in files for folder in Path(name).parents)} - {"."}
     if close := difflib.get_close_matches(path, names, n=3):
         return f"; did you mean {' or '.join(close)}?"
     for folder in Path(path).parents:
         where = "" if folder.as_posix() == "." else f"{folder.as_posix()}/"
-        there = sorted({where + name.removeprefix(where).split("/")[0] for name in files if name.startswith(where)})
-        if there := [name for name in there if name[0] != "."]:
-            return f"; there is {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
+        inside = sorted({where + name.removeprefix(where).split("/")[0] for name in files if name.startswith(where)})
+        if inside := [name for name in inside if name[0] != "."]:
+            return f"; it has {', '.join(inside[:8])}{' ...' if len(inside) > 8 else ''}"
     return ""
 
 
@@ -116,22 +111,22 @@ def folded(files: Collection[str], path: str = "") -> dict[str, str]:
 
 
 def by_stage(snapshot: Snapshot) -> dict[str, Written]:
-    """Who wrote each file that a stage wrote, from the manifests; a manifest is its stage's too."""
-    found = {}
+    """Which stage wrote each file, from the manifests; the manifest itself counts as written by its stage."""
+    written = {}
     for path, content in snapshot.small.items():
         if is_manifest(path):
             manifest = json.loads(content)
-            commit = next((one for one in snapshot.log if one.key == manifest.get("key")), None)
+            commit = next((commit for commit in snapshot.log if commit.key == manifest.get("key")), None)
             stage = f"{path.split('/')[0]} {manifest.get('stage') or path.split('/')[1].split('.')[0]}"
             outputs = {path: {}, **manifest.get("outputs", {})}
             for name, output in outputs.items():
                 by_hand = output.get("changed_by_hand", False)
-                found[name] = Written(stage, when(commit) if commit else "", manifest.get("counts", {}), by_hand)
-    return found
+                written[name] = Written(stage, when(commit) if commit else "", manifest.get("counts", {}), by_hand)
+    return written
 
 
 def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]:
-    """Iterations by number, in each the user's files first and then the stages' in their order."""
+    """Iterations by number; in each the user's files first, then those of the stages in their order."""
     iteration = re.match(r"M(\d+)/", name)
     by = written.get(name)
     return int(iteration[1]) if iteration else -1, by.stage.split()[1] if by else "", is_manifest(name), name
@@ -141,8 +136,8 @@ def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]
 
 
 def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
-    """Copy a file or folder out of a commit, checked, and say where it is. `to`: a new name, a folder to put it into,
-    or "-" for standard output. What is there already is kept where it is equal; UserError names what differs."""
+    """Copy a file or folder out of a commit, checked, and report where it is. `to`: a new name, a folder to put it
+    into, or "-" for standard output. Existing files are kept if they are equal; UserError names those that differ."""
     path = "" if path == "." else path.strip("/").removeprefix("./")
     names = list(below(snapshot, path))
     is_file = path in snapshot.files
@@ -156,15 +151,14 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
         target = target / Path(path).name
     targets = {name: target if is_file else target / name.removeprefix(path).strip("/") for name in names}
     problems = [
-        f"{place} is there already and is not {name} of commit {snapshot.commit[:12]}; move it away, or give another "
-        "--to"
+        f"{place} exists and is not {name} of commit {snapshot.commit[:12]}; move it away, or give another --to"
         for name, place in targets.items()
         if place.exists() and not (place.is_file() and index.blob_of(place) == snapshot.blobs[name])
     ]
     if problems:
         raise UserError(problems)
     wanted = [name for name, place in targets.items() if not place.exists()]
-    # what an interrupted get left there is gone on from
+    # an interrupted download resumes from here
     beside = target / ".part" if target.is_dir() else target.with_name(f".{target.name}.part")
     if wanted:
         store.pull(snapshot, wanted, beside, progress)
@@ -173,9 +167,9 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
             (beside / name).replace(targets[name])
         shutil.rmtree(beside)
     size = human(sum(snapshot.files[name] for name in names))
-    there = f", {len(names) - len(wanted)} of them there already" if len(wanted) < len(names) else ""
+    kept = f", {len(names) - len(wanted)} of them existed already" if len(wanted) < len(names) else ""
     number = "1 file" if len(names) == 1 else f"{len(names)} files"
-    return [f"{target}: {number}, {size}, of commit {snapshot.commit}{there}"]
+    return [f"{target}: {number}, {size}, of commit {snapshot.commit}{kept}"]
 
 
 def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
@@ -185,10 +179,10 @@ def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None)
         store.pull(snapshot, [path], Path(folder), progress)
         with open(Path(folder, path), "rb") as file:
             if sys.stdout.isatty() and b"\0" in file.read(8192):
-                raise UserError(f"{path} is no text; give --to FILE")
+                raise UserError(f"{path} is not a text file; give --to FILE")
             file.seek(0)
-            sys.stdout.flush()
-            shutil.copyfileobj(file, sys.stdout.buffer)
+            with to_a_reader_that_may_leave():
+                shutil.copyfileobj(file, sys.stdout.buffer)
 
 
 # ---- log
@@ -197,9 +191,9 @@ def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None)
 def history(commits: list[Commit], most: int) -> list[str]:
     """The newest `most` commits, one line each, newest first."""
     rows = []
-    for one in commits[:most]:
-        author = "" if one.author.startswith("self-reward") else f"  ({one.author})"
-        rows.append((one.id[:12], when(one), first_line(one.message) + author))
+    for commit in commits[:most]:
+        author = "" if commit.author.startswith("self-reward") else f"  ({commit.author})"
+        rows.append((commit.id[:12], when(commit), first_line(commit.message) + author))
     more = [f"and {len(commits) - most} older ones (-n {len(commits)})"] if len(commits) > most else []
     return aligned(rows) + more
 
@@ -208,24 +202,24 @@ def history(commits: list[Commit], most: int) -> list[str]:
 
 
 def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str], str | None]:
-    """Commit local files, and the contents of local folders, below the folder `to` of the repository; the paths there,
-    and the commit (None: they are there already). One file can be given a new name: `to` with its suffix."""
+    """Commit local files, and the contents of local folders, below the folder `to` of the repository. Returns their
+    paths there, and the commit (None: nothing changed). A single file gets a new name from a `to` with its suffix."""
     files: dict[str, Path] = {}
     problems = []
     to = "" if to == "." else to.removeprefix("./")
     for word in paths:
         local = Path(word).expanduser()
         if local.is_dir():
-            found = {name: local / name for name in index.walk(local)}
-            if not found:
+            inside = {name: local / name for name in index.walk(local)}
+            if not inside:
                 problems.append(f"{word} has no files")
         elif local.is_file():
             named = len(paths) == 1 and not to.endswith("/") and local.suffix and Path(to).suffix == local.suffix
-            found = {"": local} if named else {local.name: local}
+            inside = {"": local} if named else {local.name: local}
         else:
-            problems.append(f"{word} is no file or folder")
+            problems.append(f"{word} is not a file or folder")
             continue
-        for name, file in found.items():
+        for name, file in inside.items():
             path = f"{to.strip('/')}/{name}".strip("/")
             if path in files:
                 problems.append(f"{files[path]} and {file} would both be {path}; put them into different folders")
@@ -239,160 +233,3 @@ def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str],
 
 def _more(names: list[str], shown: int) -> str:
     return f" and {len(names) - shown} more" if len(names) > shown else ""
-
-
-# ---- text
-
-
-def human(size: int) -> str:
-    """A number of bytes as people write it: 512 B, 1.2 MB."""
-    if size < 1000:
-        return f"{size} B"
-    value, unit = size / 1000, "kB"
-    for larger in ("MB", "GB", "TB"):
-        if value >= 999.5:
-            value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-
-
-def when(commit: Commit) -> str:
-    """A commit's time to the minute, in UTC."""
-    return commit.time[:16].replace("T", " ")
-
-
-def in_words(counts: dict[str, Any]) -> str:
-    """The first counts of a stage, as its commit's message has them."""
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3])
-
-
-def plain(line: str) -> str:
-    """What is safe to show: names and messages come from other people, control characters would reach the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-
-
-def aligned(rows: Iterable[tuple[str, ...]], right: int = 0) -> list[str]:
-    """Rows of equally many cells as lines of equally wide columns; the first `right` columns are flushed right."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(w) if i < right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-# ---- seed_data
-
-
-def seed(
-    data_repo: str,
-    seed_data: str,
-    scratch: Path,
-    *,
-    branch: str,
-    lock_timeout: float,
-    store_timeout: float,
-    cache_dir: str | Path,
-    progress: Progress | None = None,
-) -> None:
-    """Copy M0/train and M0/eval of the data repository `seed_data` (a folder, or branch main at a server's address) to
-    `data_repo`, where that has no M0/train/*.jsonl. One commit: after a kill all of it is there, or nothing.
-
-    `scratch` is an empty folder of this call's own. A local `data_repo` whose folder is missing or empty is made; a
-    remote one must exist. Files that are there already are left as they are. The token for `seed_data` is that of
-    `data_repo` where both are on one server, else SEED_OXEN_TOKEN. Raises NotFound where there is nothing to copy, with
-    what is there; Network when `seed_data` cannot be reached.
-    """
-    options: dict[str, Any] = {"lock_timeout": lock_timeout, "store_timeout": store_timeout, "cache_dir": cache_dir}
-    there: set[str] = set()
-    if is_remote(data_repo) or _has_files(data_repo):
-        there = _files_at_head(data_repo, branch=branch, **options)
-        if has := sorted(path for path in there if path.startswith("M0/train/") and path.endswith(".jsonl")):
-            log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(has[:3]))
-            return
-    try:
-        source, commit = _fetch_seed(data_repo, seed_data, scratch, progress, options)
-    except UserError as error:
-        problems = [problem.removeprefix("data_repo ") for problem in error.problems]
-        variable = _token_variable(data_repo, seed_data)
-        problems = [re.sub(r"\bOXEN_TOKEN", variable, one) for one in problems]
-        raise type(error)([f"seed_data: {one}" for one in problems]) from None
-    files = {path: local for path, local in source.items() if path not in there}
-    if not is_remote(data_repo):
-        make_folder(data_repo)
-    made = open_store(data_repo, branch=branch, **options).put(
-        files, message=f"seed data: M0/train and M0/eval of {seed_data}{f' at commit {commit}' if commit else ''}"
-    )
-    log.info("copied %d files of %s to %s, commit %s", len(files), seed_data, data_repo, made)
-
-
-def _has_files(folder: str) -> bool:
-    root = Path(folder).expanduser()
-    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
-def _files_at_head(data_repo: str, **options: Any) -> set[str]:
-    """The files of a data repository; none where it has no commit yet."""
-    store: Any = open_store(data_repo, **options)
-    try:
-        return set(store.resolve().files)
-    except NotFound:
-        if is_remote(data_repo) and not store.exists():
-            raise
-        return set()
-
-
-def _fetch_seed(
-    data_repo: str, seed_data: str, scratch: Path, progress: Progress | None, options: dict[str, Any]
-) -> tuple[dict[str, Path], str]:
-    """The files to copy (repository path -> local file), and the commit they are of ("" of a plain folder)."""
-    if not is_remote(seed_data) and not (Path(seed_data).expanduser() / ".oxen").exists():
-        root = Path(seed_data).expanduser()  # a plain folder stays one
-        if not root.is_dir():
-            raise NotFound(f"{seed_data} is no folder; expected one with M0/train in it, or a server's address")
-        names = list(index.walk(root))
-        return {path: root / path for path in _seed_paths(names, seed_data)}, ""
-    store = _open_seed(data_repo, seed_data, options)
-    snapshot: Snapshot = store.resolve()
-    paths = _seed_paths(snapshot.files, f"{seed_data} at commit {snapshot.commit}")
-    store.pull(snapshot, paths, scratch, progress)
-    return {path: scratch / path for path in paths}, snapshot.commit
-
-
-def _open_seed(data_repo: str, seed_data: str, options: dict[str, Any]) -> Any:
-    if not is_remote(seed_data):
-        return open_store(seed_data, branch="main", **options)
-    from self_reward.store.remote.store import RemoteStore
-
-    return RemoteStore(
-        seed_data,
-        branch="main",
-        store_timeout=options["store_timeout"],
-        cache_dir=Path(options["cache_dir"]),
-        token=_token_variable(data_repo, seed_data),
-    )
-
-
-def _token_variable(data_repo: str, seed_data: str) -> str:
-    """Where the token for `seed_data` is: that of one server is not shown to another."""
-    same = is_remote(data_repo) and data_repo.split("/")[:3] == seed_data.split("/")[:3]
-    return "OXEN_TOKEN" if same else "SEED_OXEN_TOKEN"
-
-
-def _seed_paths(names: Any, where: str) -> list[str]:
-    """What of the files `names` is seed data: not what a stage wrote there, nor hidden files, which are nobody's."""
-    written = {one.path.format(k=0) for one in artifacts.ARTIFACTS.values() if one.written_by != "user"}
-    paths = [
-        path
-        for path in names
-        if path.startswith(tuple(f"{folder}/" for folder in SEEDED))
-        and path not in written
-        and not any(p[0] == "." for p in path.split("/"))
-    ]
-    if not any(path.startswith("M0/train/") and path.endswith(".jsonl") for path in paths):
-        there = sorted({str(Path(path).parent) for path in names if path[0] != "."})
-        shown = ", ".join("its top folder" if folder == "." else folder for folder in there[:8])
-        raise NotFound(f"{where} has no M0/train/*.jsonl; files are in {shown or 'no folder'}")
-    return sorted(paths)

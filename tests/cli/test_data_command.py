@@ -6,12 +6,12 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from self_reward.cli import __main__ as cli
 from self_reward.cli import compare, data
+from self_reward.cli.text import human, plain
 from self_reward.errors import UserError
 from self_reward.repository import jsonl
 from self_reward.store import Commit, open_store
@@ -110,7 +110,7 @@ def run(made, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> list[str]:
-        cli._main(["data", *words])
+        cli.run(["data", *words])
         return capsys.readouterr().out.splitlines()
 
     return call
@@ -145,18 +145,18 @@ def test_ls_shows_who_wrote_what_and_a_model_as_one_line(made, run):
     ]
 
 
-def test_ls_of_an_older_commit_and_of_what_is_not_there(made, run):
+def test_ls_of_an_older_commit_and_of_a_missing_path(made, run):
     lines = run("ls", "--revision", made.commits[1][:8])
     assert not [line for line in lines if "dpo" in line] and "prompts.jsonl" in lines[-2]
     with pytest.raises(NotFound, match="did you mean M0/generated/prompts.jsonl"):
         run("ls", "M0/generated/prompt.jsonl")
-    with pytest.raises(NotFound, match=r"M7/x is not in commit \w+; there is M0, M1, rubric.txt"):
+    with pytest.raises(NotFound, match=r"M7/x is not in commit \w+; it has M0, M1, rubric.txt"):
         run("ls", "M7/x")
     with pytest.raises(NotFound, match=f"revision abcdef is no commit.*newest are {made.commits[-1][:12]}"):
         run("ls", "--revision", "abcdef")
 
 
-def test_get_brings_a_file_or_folder_and_overwrites_nothing(made, run, tmp_path):
+def test_get_copies_a_file_or_folder_and_overwrites_nothing(made, run, tmp_path):
     path, folder = PROMPTS.format(0), DPO.format(0)
     wanted = (made.folder / "out1" / path).read_bytes()
     assert run("get", path) == [f"prompts.jsonl: 1 file, {len(wanted)} B, of commit {made.commits[-1]}"]
@@ -173,17 +173,17 @@ def test_get_brings_a_file_or_folder_and_overwrites_nothing(made, run, tmp_path)
     (tmp_path / "model/weights").unlink()
     assert run("get", folder, "--to", "model/../model/")[0].startswith("model/../model/final_checkpoint: 3 files")
     (tmp_path / "final_checkpoint/weights").unlink()
-    assert run("get", folder)[0].endswith(", 2 of them there already")
+    assert run("get", folder)[0].endswith(", 2 of them existed already")
     (tmp_path / "final_checkpoint/weights").write_text("mine")
     (tmp_path / "final_checkpoint/vocabulary").unlink()
-    with pytest.raises(UserError, match="final_checkpoint/weights is there already and is not"):
+    with pytest.raises(UserError, match="final_checkpoint/weights exists and is not"):
         run("get", folder)
     assert (tmp_path / "final_checkpoint/weights").read_text() == "mine"
     assert not (tmp_path / "final_checkpoint/vocabulary").exists()
     assert not [file for file in tmp_path.rglob("*") if file.name[0] == "."]
 
     (tmp_path / "final_checkpoint/weights").write_bytes(bytes(100))
-    assert run("get", folder)[0].endswith(", 2 of them there already")
+    assert run("get", folder)[0].endswith(", 2 of them existed already")
     assert run("get", ".", "--to", "all")[0].startswith("all: 18 files")
     assert (tmp_path / "all" / path).read_bytes() == wanted
     with pytest.raises(UserError, match="is a folder of 3 files; --to - is for one file"):
@@ -193,7 +193,7 @@ def test_get_brings_a_file_or_folder_and_overwrites_nothing(made, run, tmp_path)
     assert shown.stdout == wanted, shown.stderr
 
 
-def test_get_goes_on_from_an_interrupted_one_and_refuses_damaged_content(made, run, tmp_path):
+def test_get_resumes_and_refuses_damaged_content(made, run, tmp_path):
     path = f"{DPO.format(1)}/weights"
     part = tmp_path / ".mine.part" / path
     part.parent.mkdir(parents=True)
@@ -215,7 +215,7 @@ def test_get_goes_on_from_an_interrupted_one_and_refuses_damaged_content(made, r
     assert not (tmp_path / "other").exists()
 
 
-def test_log_is_one_line_a_commit_newest_first(made, run):
+def test_log_is_one_line_per_commit_newest_first(made, run):
     lines = run("log")
     assert [line.split()[0] for line in lines if "my data" in line or "M" in line] == [
         one[:12] for one in reversed(made.commits)
@@ -249,7 +249,7 @@ def test_diff_of_two_iterations_is_side_by_side(made, run):
     ]
     assert ["reward_dpo", "2.5", "3.5"] in cells and ["verifier.reward.mean", "2.5", "3.5"] in cells
     assert not [line for line in lines if "top_p" in line or "iteration" in line or "key" in line or "sha" in line]
-    assert "prompts that are in both: 1 of 3 and 2" in lines
+    assert "prompts in both: 1 of 3 and 2" in lines
     assert lines[-1] == "only in M0: train/ift.jsonl"
     names = [line.split()[0] for line in run("diff", "M0", "M1", "eval")]
     assert names == ["M0", "eval/dpo.json", "verifier.reward.mean", "verifier.reward.se"]
@@ -270,7 +270,7 @@ def test_diff_of_two_commits(made, run):
         run("diff", made.commits[0], "main", "nowhere")
 
 
-def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made, run, tmp_path):
+def test_put_commits_files_and_diff_counts_their_changed_rows(made, run, tmp_path):
     rows = prompts(*range(10))
     jsonl.write(tmp_path / "rows.jsonl", rows)
     jsonl.write(tmp_path / "more/sub/lines.jsonl", [{"prompt_id": "p", "a": 1}, {"prompt_id": "p", "a": 2}])
@@ -279,7 +279,7 @@ def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made,
     said = run("put", "rows.jsonl", "--to", "M1/train/ift.jsonl", "--message", "rows of mine")
     first = said[1].removeprefix("commit ")
     assert said[0] == "M1/train/ift.jsonl" and run("log", "-n", "1")[0].endswith("  rows of mine")
-    assert run("put", "rows.jsonl", "--to", "M1/train/ift.jsonl")[1] == "nothing to commit, they are there already"
+    assert run("put", "rows.jsonl", "--to", "M1/train/ift.jsonl")[1] == "nothing to commit: already in the repository"
     said = run("put", "rows.jsonl", "more", "--to", "M1/train")
     assert said[:3] == ["M1/train/rows.jsonl", "M1/train/settings.json", "M1/train/sub/lines.jsonl"]
     second = said[3].removeprefix("commit ")
@@ -302,7 +302,7 @@ def test_put_commits_a_users_files_and_diff_says_what_became_of_their_rows(made,
     assert lines[5] == "~ M1/train/sub/lines.jsonl  48 B -> 72 B; rows: 2 -> 3, 2 added, 1 removed"
 
 
-def test_put_refuses_what_is_not_the_users_and_says_all_problems(made, run, tmp_path):
+def test_put_refuses_a_stages_files_and_reports_all_problems(made, run, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("x\n")
     (tmp_path / "a").mkdir()
     (tmp_path / "a/prompts.jsonl").write_text("y\n")
@@ -316,16 +316,16 @@ def test_put_refuses_what_is_not_the_users_and_says_all_problems(made, run, tmp_
     assert "changed" not in run("ls")[0]
 
 
-def test_a_missing_repository_is_made_only_when_asked(made, tmp_path, capsys, monkeypatch):
+def test_a_missing_repository_is_created_only_on_request(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SELF_REWARD_PARAMETERS", "")
     (tmp_path / "ift.jsonl").write_text("{}\n")
     where = f"{made.address}-new"
     words = ["put", str(tmp_path / "ift.jsonl"), "--to", "M0/train", "--data_repo", where]
     with pytest.raises(NotFound, match="does not exist"):
-        cli._main(["data", *words])
-    cli._main(["data", *words, "--create_repo"])
+        cli.run(["data", *words])
+    cli.run(["data", *words, "--create_repo"])
     assert "M0/train/ift.jsonl" in capsys.readouterr().out
-    cli._main(["data", "ls", "--data_repo", where])
+    cli.run(["data", "ls", "--data_repo", where])
     assert "you" in capsys.readouterr().out
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_another_program_wrote_is_not_lost_by_put(tmp_path):
     assert (tmp_path / "data/M0/train/new.jsonl").read_text() == "new\n"
 
 
-def test_rows_are_compared_without_being_held(tmp_path):
+def test_rows_are_compared_without_holding_them_in_memory(tmp_path):
     rows = ({"prompt_id": f"p{i}", "prompt": "x" * 500} for i in range(60_000))
     jsonl.write(tmp_path / "a.jsonl", rows)
     (tmp_path / "b.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes() + b'{"prompt_id": "new"}\n')
@@ -363,55 +363,20 @@ def test_rows_are_compared_without_being_held(tmp_path):
     assert peak < (tmp_path / "a.jsonl").stat().st_size
 
 
-def test_what_other_people_wrote_does_not_reach_the_terminal_raw():
-    assert data.plain("é \x1b[31mred\u202e\x07") == "é \\x1b[31mred\\u202e\\x07"
+def test_control_characters_are_escaped():
+    assert plain("é \x1b[31mred\u202e\x07") == "é \\x1b[31mred\\u202e\\x07"
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
-    (tmp_path / "data/M0/train").mkdir(parents=True)
-    (tmp_path / "data/M0/train/ift.jsonl").write_text("{}\n")
-    program = f"{sys.executable} -m self_reward.cli data ls --data_repo data | true; echo ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(["bash", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.stdout == "0\n" and "again" not in ended.stderr
-
-
-def test_sizes_are_written_as_people_write_them():
+def test_sizes():
     sizes = (0, 999, 1000, 99_940, 123_456, 999_600, 5_300_000_000)
-    assert [data.human(size) for size in sizes] == ["0 B", "999 B", "1.0 kB", "99.9 kB", "123 kB", "1.0 MB", "5.3 GB"]
+    assert [human(size) for size in sizes] == ["0 B", "999 B", "1.0 kB", "99.9 kB", "123 kB", "1.0 MB", "5.3 GB"]
 
 
-def test_exit_codes_and_help(tmp_path, capsys):
-    def run(*words: str) -> SimpleNamespace:
-        command = [sys.executable, "-m", "self_reward.cli", "data", *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-
-    for name in ("ls", "get", "log", "diff", "put"):
-        with pytest.raises(SystemExit) as ended:
-            cli._main(["data", name, "--help"])
-        helped = capsys.readouterr().out
-        assert not ended.value.code and f"self-reward data {name}" in helped and "--data_repo" in helped
-    cli._main(["data"])
-    assert "self-reward data diff" in capsys.readouterr().out
-    code = "import sys; from self_reward.cli import __main__ as cli; cli._main(['data']); "
-    code += "print(sorted({'torch', 'oxen', 'oxen_py', 'transformers'} & set(sys.modules)))"
-    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert heavy.stdout.endswith("[]\n")
-    assert run("lss").returncode == 2 and run("get").returncode == 2
-    missing = run("ls", "--data_repo", "nowhere")
-    assert missing.returncode == 2 and "does not exist" in missing.stderr
-    port = FakeOxen()
-    port.kill()
-    down = run("ls", "--data_repo", f"oxen+http://127.0.0.1:{port.port}/a/b", "--store_timeout", "1")
-    assert down.returncode == 75, down.stderr
-
-
-def test_a_commit_of_another_program_on_a_server_is_told_with_its_author(tmp_path, capsys):
+def test_log_shows_the_author_of_another_programs_commit(tmp_path, capsys):
     with FakeOxen() as fake:
         where = f"oxen+http://127.0.0.1:{fake.port}/ns/data"
         talk = Talk(fake.url, "data")
         talk.create()
         talk.push({"M0/train/ift.jsonl": b"{}\n"}, message="by hand")
-        cli._main(["data", "log", "--data_repo", where, "--cache_dir", str(tmp_path)])
+        cli.run(["data", "log", "--data_repo", where, "--cache_dir", str(tmp_path)])
         assert "by hand  (A <a@b.c>)" in capsys.readouterr().out

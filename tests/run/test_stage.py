@@ -415,11 +415,12 @@ def test_an_export_that_is_killed_leaves_nothing_that_the_next_one_does_not_remo
     (checkpoint / "self_reward.json").write_text('{"finetune": "full", "parent": null, "base_model": "path:ab"}')
     (checkpoint / "model.safetensors").touch()
     (tmp_path / "tmp").mkdir()
-    for ending, code in ((KILLED, -signal.SIGKILL), ("(_ for _ in ()).throw(cli.UserError('no'))", 2)):
+    for ending, code in ((KILLED, -signal.SIGKILL), ("(_ for _ in ()).throw(UserError('no'))", 2)):
         program = f"""
 import os, sys
 from self_reward.models import checkpoints
 from self_reward.cli import __main__ as cli
+from self_reward.errors import UserError
 from self_reward.run import stage
 checkpoints.export = lambda *_, **__: {ending}
 sys.argv[1:] = ["export", "M0/dpo", "--to", {str(tmp_path / "to")!r}, "--data_repo", {str(repo)!r},

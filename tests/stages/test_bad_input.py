@@ -177,7 +177,7 @@ def test_judging_examples_that_make_no_pairs_for_replay(here):
     fails(here, "plan", "--eft_replay", "0.1", said=["eft_replay needs judgements of at least two scores; found 3 in "])
     jsonl.write(here / "data" / TRAIN, [*IFT, *EFT])
     # the results that `here` has in the way of later stages are all that is left to say
-    fails(here, "plan", "--eft_replay", "0.1", said=["scores.jsonl is there and was not written by a stage"])
+    fails(here, "plan", "--eft_replay", "0.1", said=["scores.jsonl exists and was not written by a stage"])
     assert "eft_replay" not in start("plan", here, "--eft_replay", "0.1").stderr
 
 

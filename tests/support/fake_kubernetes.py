@@ -1,4 +1,4 @@
-"""A Kubernetes API server that only answers GET, in memory: what self_reward/cluster.py asks."""
+"""A Kubernetes API server that only answers GET, in memory: what self_reward/cluster/api.py asks."""
 
 import json
 import re

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from self_reward import texts
-from self_reward.cli import data
 from self_reward.errors import UserError
 from self_reward.method import judge
 from self_reward.repository import jsonl
+from self_reward.run.seed_data import copy_seed_data
 from self_reward.store import open_store
 from self_reward.store.errors import Auth, NotFound, ServerError
 from tests.stages.test_bad_input import write_model
@@ -86,7 +86,7 @@ def on_server(url: str, name: str, folder: Path, cache: Path) -> str:
 
 def seed(data_repo, seed_data, tmp_path, **changed) -> None:
     scratch = tmp_path / f"scratch{time.monotonic_ns()}"
-    data.seed(str(data_repo), str(seed_data), scratch, **{**OPTIONS, "cache_dir": tmp_path / "cache", **changed})
+    copy_seed_data(str(data_repo), str(seed_data), scratch, **{**OPTIONS, "cache_dir": tmp_path / "cache", **changed})
 
 
 def resolved(data_repo, tmp_path):
@@ -124,7 +124,7 @@ def test_a_repository_of_the_reproduction_is_copied_once_and_plan_passes(server,
     command = [sys.executable, ROOT / "stages/plan.py", *words]
     first = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    assert f"copied 3 files of {given} to {data_repo}" in first.stderr
+    assert f"copied 3 files from {given} to {data_repo}" in first.stderr
     assert contents(data_repo, tmp_path) == wanted
     log = resolved(data_repo, tmp_path).log
     assert log[0].message.startswith(f"seed data: M0/train and M0/eval of {given}")
@@ -137,7 +137,7 @@ def test_a_repository_of_the_reproduction_is_copied_once_and_plan_passes(server,
     assert [commit.id for commit in resolved(data_repo, tmp_path).log] == [commit.id for commit in log]
 
 
-def test_a_plain_folder_stays_one_and_a_repository_in_a_folder_is_named_by_its_commit(tmp_path):
+def test_a_plain_folder_stays_plain_and_a_local_repository_is_cited_by_commit(tmp_path):
     given = reproduction(tmp_path / "given")
     seed(tmp_path / "a", given, tmp_path)
     assert not (given / ".oxen").exists()
@@ -148,7 +148,7 @@ def test_a_plain_folder_stays_one_and_a_repository_in_a_folder_is_named_by_its_c
     assert sorted(contents(tmp_path / "b", tmp_path)) == SEEDED
 
 
-def test_data_that_is_there_already_is_left_as_it_is(tmp_path, caplog):
+def test_existing_data_is_kept(tmp_path, caplog):
     caplog.set_level(logging.INFO, "self_reward")
     given = reproduction(tmp_path / "given")
     own = tmp_path / "own/M0/train/ift.jsonl"
@@ -166,12 +166,12 @@ def test_data_that_is_there_already_is_left_as_it_is(tmp_path, caplog):
     assert sorted(contents(tmp_path / "half", tmp_path)) == SEEDED
 
 
-def test_what_cannot_be_copied_is_said_with_what_is_there_and_makes_nothing(tmp_path):
+def test_nothing_to_copy_is_reported_with_what_exists_and_makes_nothing(tmp_path):
     other = tmp_path / "other"
     jsonl.write(other / "data/train.jsonl", IFT)
     with pytest.raises(NotFound, match=r"seed_data: .*other has no M0/train/\*.jsonl; files are in data$"):
         seed(tmp_path / "new", other, tmp_path)
-    with pytest.raises(NotFound, match="seed_data: .*missing is no folder"):
+    with pytest.raises(NotFound, match="seed_data: .*missing is not a folder"):
         seed(tmp_path / "new", tmp_path / "missing", tmp_path)
     with pytest.raises(UserError, match="seed_data.*expected oxen://HOST"):
         seed(tmp_path / "new", "oxen://hub.oxen.ai/only-one-part", tmp_path)
@@ -188,7 +188,7 @@ def test_what_cannot_be_copied_is_said_with_what_is_there_and_makes_nothing(tmp_
     assert not (tmp_path / "new").exists()
 
 
-def test_a_token_is_for_its_own_server_alone(tmp_path, monkeypatch):
+def test_a_token_is_shown_to_its_own_server_only(tmp_path, monkeypatch):
     given = reproduction(tmp_path / "given")
     with FakeOxen(token="of-theirs") as theirs, FakeOxen(token="of-ours") as ours:
         monkeypatch.setenv("OXEN_TOKEN", "of-theirs")
@@ -223,8 +223,8 @@ def test_a_token_is_for_its_own_server_alone(tmp_path, monkeypatch):
 def start_seed(data_repo, given, tmp_path) -> subprocess.Popen:
     options = {**OPTIONS, "cache_dir": str(tmp_path / "cache")}
     program = (
-        "import json, sys; from pathlib import Path; from self_reward.cli import data; "
-        "data.seed(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[4]))"
+        "import json, sys; from pathlib import Path; from self_reward.run.seed_data import copy_seed_data; "
+        "copy_seed_data(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[4]))"
     )
     words = [str(data_repo), str(given), str(tmp_path / f"scratch{time.monotonic_ns()}"), json.dumps(options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -238,7 +238,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("moment", [0.15, 0.3, 0.45, "placed", "first"])
-def test_a_kill_leaves_all_of_it_or_nothing_in_a_folder(tmp_path, moment):
+def test_a_kill_leaves_all_or_nothing_in_a_folder(tmp_path, moment):
     given = reproduction(tmp_path / "given")
     target = tmp_path / "data"
     process = start_seed(target, given, tmp_path)
@@ -261,7 +261,7 @@ def test_a_kill_leaves_all_of_it_or_nothing_in_a_folder(tmp_path, moment):
     assert len(resolved(target, tmp_path).log) == 1
 
 
-def test_a_kill_leaves_all_of_it_or_nothing_on_a_server(tmp_path):
+def test_a_kill_leaves_all_or_nothing_on_a_server(tmp_path):
     given = reproduction(tmp_path / "given")
     with FakeOxen() as fake:
         where = address(fake.url, "data")
@@ -290,10 +290,10 @@ def test_a_kill_leaves_all_of_it_or_nothing_on_a_server(tmp_path):
         assert [c.message[:9] for c in resolved(where, tmp_path).log if c.message.startswith("seed")] == ["seed data"]
 
 
-def test_what_a_stage_wrote_is_no_seed_data(tmp_path):
+def test_what_a_stage_wrote_is_not_copied(tmp_path):
     source = reproduction(tmp_path / "source")
     for name in ("sft", "dpo"):
         (source / f"M0/eval/{name}.json").write_text("{}")
     target = tmp_path / "target"
-    data.seed(str(target), str(source), tmp_path / "scratch", **OPTIONS, cache_dir=tmp_path / "cache")
+    copy_seed_data(str(target), str(source), tmp_path / "scratch", **OPTIONS, cache_dir=tmp_path / "cache")
     assert sorted(open_store(str(target), **OPTIONS).resolve().files) == SEEDED  # 06_evaluate refuses a user's dpo.json

@@ -1,0 +1,63 @@
+"""The words of a command line: sub-commands, flags and words in any order, and the parameters among the flags."""
+
+import argparse
+import re
+from typing import Any, NoReturn
+
+from self_reward.errors import UserError
+from self_reward.parameters.sources import parse, shown, type_name
+from self_reward.parameters.stages import Repository, flat
+
+
+class Parser(argparse.ArgumentParser):
+    """A command, whose mistakes are UserErrors. Its words and flags may be mixed, as in `put A --to X B`."""
+
+    def __init__(self, **options: Any):
+        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, **options)
+        self._mixing = False
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.fullmatch(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message = f"unknown command {wrong[1]!r}; expected: {wrong[2].replace(chr(39), '')}"
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but mixed; argparse itself has no sub-commands with mixed arguments."""
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
+
+
+def add_parameters(command: Parser, kind: type[Repository]) -> None:
+    """A flag for each parameter of `kind`, which read_parameters reads."""
+    command.set_defaults(kind=kind)
+    flags = command.add_argument_group("parameters", "They may also be given in SELF_REWARD_PARAMETERS.")
+    flags.add_argument(
+        "--parameter_file",
+        dest="--parameter_file",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of parameters (presets/)",
+    )
+    for name, (_, field) in flat(kind).items():
+        flags.add_argument(
+            f"--{name}",
+            dest=f"--{name}",
+            metavar=type_name(field),
+            default=argparse.SUPPRESS,
+            nargs="?" if field.annotation is bool else None,
+            const="true" if field.annotation is bool else None,
+            help=f"{field.description} (default: {shown(field.default)})".replace("%", "%%"),
+        )
+
+
+def read_parameters(given: argparse.Namespace, unknown: list[str]) -> Repository:
+    """The parameters of a command. Raises UserError for them and for the `unknown` words of the command line."""
+    flags = [f"{flag}={value}" for flag, value in vars(given).items() if flag.startswith("--")]
+    kind: type[Repository] = given.kind
+    return parse(kind, "", [*flags, *unknown])

@@ -1,0 +1,71 @@
+"""Which pods a run has, and what the chart's templates and the parameters make of each."""
+
+import pytest
+
+from self_reward.cluster.objects import wanted_claims, wanted_secrets
+from self_reward.cluster.pods import pods_of_run
+from self_reward.cluster.resources import resources_of
+from tests.support.kubernetes_objects import DEFAULTS, GIB, templates
+
+
+def test_pods_have_the_gpus_claims_and_secrets_that_the_parameters_ask_for():
+    given = {**DEFAULTS, "train_gpus": "4", "generate_gpus": "0", "shards": "2"}
+    pods = {pod.name: pod for pod in pods_of_run(templates(), given)}
+    assert list(pods) == [
+        "fetch-model", "train", "generate", "generate-shard", "merge", "gen-preferences", "export"
+    ]  # fmt: skip
+    gpus = {name: resources_of(pod).requests.get("nvidia.com/gpu", 0) for name, pod in pods.items()}
+    assert gpus.pop("train") == 4 and not any(gpus.values())
+    assert resources_of(pods["train"]).requests["memory"] >= GIB
+    assert list(wanted_secrets(list(pods.values()))) == ["self-reward"]
+    assert list(wanted_secrets(list(pods.values()))["self-reward"]) == ["OXEN_TOKEN"]
+    assert set(wanted_claims(list(pods.values()))) == {"self-reward-cache"}
+    assert {pod.spec["serviceAccountName"] for pod in pods.values()} == {"self-reward"}
+
+
+def test_pods_that_the_parameters_switch_off_are_left_out():
+    given = {**DEFAULTS, "shards": "1", "export_merged": "false"}
+    assert [pod.name for pod in pods_of_run(templates(), given)] == [
+        "fetch-model", "train", "generate", "gen-preferences"
+    ]  # fmt: skip
+
+
+def pods_of(leaf=None, **shared):
+    leaf = {"name": "one", "container": {"image": "x"}, **(leaf or {})}
+    return pods_of_run(
+        [{"spec": {"templates": [leaf, {"name": "flow", "steps": []}], **shared}}], {"gpus": "2", "a": "b"}
+    )
+
+
+def test_a_leafs_settings_win_over_the_shared_ones_as_in_argo():
+    shared = {"nodeSelector": {"a": "1"}, "tolerations": [{"key": "t"}], "podPriorityClassName": "low"}
+    (pod,) = pods_of(**shared, podMetadata={"labels": {"x": "1", "y": "1"}})
+    assert (pod.spec["nodeSelector"], pod.spec["tolerations"]) == ({"a": "1"}, [{"key": "t"}])
+    assert (pod.spec["priorityClassName"], pod.spec["serviceAccountName"]) == ("low", "default")
+    leaf = {"nodeSelector": {"b": "2"}, "tolerations": [{"key": "u"}], "metadata": {"labels": {"y": "2"}}}
+    (pod,) = pods_of(leaf, **shared, podMetadata={"labels": {"x": "1", "y": "1"}})
+    assert (pod.spec["nodeSelector"], pod.spec["tolerations"]) == ({"b": "2"}, [{"key": "u"}])
+    assert pod.labels == {"x": "1", "y": "2"}
+
+
+def test_patches_are_filled_with_parameters_and_merged_by_name():
+    patch = '{"containers": [{"name": "main", "resources": {"limits": {"gpu": "{{ workflow.parameters.gpus }}"}}}]}'
+    container = {"image": "x", "resources": {"limits": {"memory": "1Gi"}}, "env": [{"name": "A", "value": "b"}]}
+    (pod,) = pods_of({"container": container, "podSpecPatch": patch}, podSpecPatch="nodeSelector: {disk: ssd}")
+    assert pod.spec["containers"] == [
+        {"name": "main", **container, "resources": {"limits": {"memory": "1Gi", "gpu": "2"}}},
+    ]
+    assert pod.spec["nodeSelector"] == {"disk": "ssd"}
+    (pod,) = pods_of({"podSpecPatch": "nodeSelector: {disk: hdd}"}, podSpecPatch="nodeSelector: {disk: ssd}")
+    assert pod.spec["nodeSelector"] == {"disk": "hdd"}
+
+
+@pytest.mark.parametrize("patch", ['{"a": {{= 1 }}}', "just text", '{"containers": [{"name": "main", "x": "{{=1}}"}]}'])
+def test_a_patch_that_only_argo_can_complete_is_left_out(patch):
+    assert pods_of({"podSpecPatch": patch})[0].name == "one"
+
+
+def test_only_mounted_volumes_count():
+    volumes = [{"name": n, "persistentVolumeClaim": {"claimName": f"claim-{n}"}} for n in ("a", "b")]
+    run = pods_of({"container": {"image": "x", "volumeMounts": [{"name": "b", "mountPath": "/b"}]}}, volumes=volumes)
+    assert list(wanted_claims(run)) == ["claim-b"]
