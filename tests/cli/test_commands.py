@@ -84,7 +84,7 @@ def test_help_imports_nothing_heavy():
         (["data", "ls", "--branc", "b"], "unknown parameter --branc; did you mean branch?"),
         (["data", "ls", "--branch", "-"], "branch = '-' (from --branch): "),
         (["export", "M0/dpo", "--to", "x", "--sede", "1"], "unknown parameter --sede; did you mean seed?"),
-        (["export", "M0/dpo", "--to", "x", "--iterations", "1"], "--iterations is no parameter of this stage, but of "),
+        (["export", "M0/dpo", "--to", "x", "--iterations", "1"], "--iterations is not a parameter of this stage, but"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -109,7 +109,7 @@ def test_words_and_flags_may_be_mixed_and_parameters_keep_their_order_of_sources
     assert (given.path, given.all, p.data_repo) == ("M0", True, "d")
     given, p = read("export", "--data_repo", "d", "M1/dpo", "--trust_remote_code", "--to", "x", "--base_model", "m")
     assert (given.checkpoint, given.to, p.data_repo, p.base_model) == ("M1/dpo", "x", "d", "m")
-    assert p.trust_remote_code is True
+    assert p.loading.trust_remote_code is True
     given, p = read("accept", "a", "b", "--data_repo", "d", "c")
     assert (given.paths, p.data_repo) == (["a", "b", "c"], "d")
 

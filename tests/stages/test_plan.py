@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from self_reward import parameters
+from self_reward.parameters import generated
 from self_reward.repository import jsonl
 from self_reward.store import open_store
 from tests.support.fake_kubernetes import FakeCluster, serving
@@ -142,7 +142,7 @@ def step(place, cluster, tmp_path):
         (tmp_path / f"absent/{name}.py").write_text(f"raise ImportError('{name} is not in this image')")
 
     def run(program, *flags, more=(), **given):
-        values = {entry["name"]: entry["value"] for entry in parameters.for_argo()}
+        values = {entry["name"]: entry["value"] for entry in generated.for_argo()}
         values |= {"data_repo": place.address, "base_model": "oxen:models/base", "sft": "never", **given}
         listed = [{"name": name, "value": value} for name, value in [*values.items(), *more]]
         ended = subprocess.run(

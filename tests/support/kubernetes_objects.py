@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import yaml
-
 from self_reward.cluster.objects import DEFAULT_CLASS
 from self_reward.cluster.pods import Pod
 from self_reward.parameters import generated
+from tests.support import argo
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -15,7 +14,7 @@ DEFAULTS = {entry["name"]: entry["value"] for entry in generated.for_argo()}
 
 
 def templates():
-    return [yaml.safe_load((ROOT / f"argo/templates/{name}.yaml").read_text()) for name in ("self-reward", "stages")]
+    return [argo.load((ROOT / f"argo/templates/{name}.yaml").read_text())[0] for name in ("self-reward", "stages")]
 
 
 def pod(name="train", requests=None, limits=None, labels=None, **spec):
