@@ -33,30 +33,30 @@ $(READY): requirements/$(DEVICE).txt requirements/dev.txt pyproject.toml
 	touch $@
 
 .PHONY: demo
-demo: setup  ## The whole loop on this machine: a tiny model that learns, in about 10 minutes
+demo: setup  ## Run the whole loop on this machine: a tiny model that learns, in about 10 minutes
 	PYTHON=$(PYTHON) demo/run.sh "$(DATA_REPO)" $(SEED)
 
 .PHONY: demo-data
-demo-data: setup  ## Only the demo's data repository: training data and tiny base model (DATA_REPO=...)
+demo-data: setup  ## Make only the demo's data repository: training data and tiny base model (DATA_REPO=...)
 	$(PYTHON) -m demo.make_data --data_repo "$(DATA_REPO)" --seed $(SEED)
 
 ##@ Check
 
 .PHONY: test
-test: setup  ## All tests that need neither a GPU nor a cluster
+test: setup  ## Run all tests that need neither a GPU nor a cluster (PYTEST_ARGS=...)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 .PHONY: test-server
-test-server: setup  ## The tests that talk to a server, with a real one and nginx (OXEN_SERVER=path of an oxen-server 0.65.1)
+test-server: setup  ## Run the tests of data on a server with a real server and nginx (OXEN_SERVER=path of an oxen-server 0.65.1)
 	$(PYTHON) -m tests.support.servers
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --durations=15 $$(grep -rlE 'import .*servers' tests --include 'test_*.py') $(PYTEST_ARGS)
 
 .PHONY: test-cluster
-test-cluster: setup  ## On a real cluster with Argo: KUBECONFIG= TAG= IMAGE_REGISTRY= (tests/real_cluster/README.md)
+test-cluster: setup  ## Test a real cluster with Argo: KUBECONFIG= TAG= IMAGE_REGISTRY= (tests/real_cluster/README.md)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/real_cluster/checks.py --durations=0 --timeout 3600 $(PYTEST_ARGS)
 
 .PHONY: test-kills
-test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments, compare with an undisturbed one (SIGNAL=TERM)
+test-kills: setup  ## Kill a small loop ROUNDS=50 times at random moments and compare its results with an undisturbed one (SIGNAL=TERM)
 	$(PYTHON) -m tests.hard.kills --rounds $(ROUNDS) --seed $(SEED) --signal $(SIGNAL)
 
 .PHONY: test-remote-kills
@@ -65,26 +65,26 @@ test-remote-kills: setup  ## Kill stages, connections and a real server 200 time
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.hard.remote_kills --rounds $(ROUNDS) --seed $(SEED)
 
 .PHONY: fuzz
-fuzz: setup  ## Coverage-guided fuzzing of parsers and readers (FUZZ_SECONDS=600 each, FUZZ="jsonl" that one)
+fuzz: setup  ## Fuzz the parsers and readers, guided by coverage (FUZZ_SECONDS=600 each; FUZZ=jsonl for one)
 	$(VENV)/bin/uv pip install --python $(PYTHON) --quiet --no-deps -r requirements/fuzz.txt
 	failed=0; for name in $(FUZZ); do $(PYTHON) fuzz/$$name.py -max_total_time=$(FUZZ_SECONDS) || failed=1; done; exit $$failed
 
 .PHONY: bench-data
-bench-data: setup  ## A million rows: dedupe, 04_gen_preferences, push and pull of 1 GB (10 minutes, 15 GB of disk)
+bench-data: setup  ## Measure a million rows: dedupe, 04_gen_preferences, push and pull of 1 GB (10 minutes, 15 GB of disk)
 	$(PYTHON) -m bench.dedupe
 	$(PYTHON) -m bench.preferences
 	$(PYTHON) -m bench.store
 
 .PHONY: bench-store
-bench-store: setup  ## 1 GB to a real server and back, beside bare oxenai (OXEN_SERVER=path BENCH_ARGS="--size_gb 5 --shape 1")
+bench-store: setup  ## Measure 1 GB to a real server and back, compared with plain oxenai (OXEN_SERVER=path BENCH_ARGS="--size_gb 5 --shape 1")
 	$(PYTHON) -m bench.store --server $(BENCH_ARGS)
 
 .PHONY: test-disk
-test-disk: setup  ## A full disk at every write of every stage, about an hour (DISK_ARGS="--only 05_dpo --step 8")
+test-disk: setup  ## Fill the disk at every write of every stage, about an hour (DISK_ARGS="--only 05_dpo --step 8")
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.hard.disk_full --keep_going $(DISK_ARGS)
 
 .PHONY: check
-check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated files, what Trivy finds
+check: setup  ## Check format, lint, types, shell scripts, Dockerfiles, generated files, and scan with Trivy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -96,7 +96,7 @@ check: setup  ## Format, lint, types, shell scripts, Dockerfiles, generated file
 	$(MAKE) --no-print-directory scan
 
 .PHONY: scan
-scan: setup  ## Trivy over images/ and all that the chart renders: nothing of high severity
+scan: setup  ## Scan images/ and everything the chart renders with Trivy; high severity fails
 	folder=$$(mktemp -d); trap 'rm -r "$$folder"' EXIT; \
 	for values in helm/self-reward/ci/*-values.yaml; do \
 	  $(VENV)/bin/helm template self-reward helm/self-reward --set checkArgo=false --values "$$values" > "$$folder/$${values##*/}" 2>"$$folder/log" \
@@ -108,7 +108,7 @@ scan: setup  ## Trivy over images/ and all that the chart renders: nothing of hi
 	done
 
 .PHONY: format
-format: setup  ## Format the code and mend what the linter can mend
+format: setup  ## Format the code and fix what the linter can fix
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
@@ -165,14 +165,14 @@ load-images:  ## Copy the images onto a cluster's nodes (KIND_CLUSTER=name, or L
 ##@ Maintain
 
 .PHONY: docs
-docs: setup  ## Write what is generated from self_reward/parameters.py: docs/parameters.md, parts of argo/ and helm/
+docs: setup  ## Write what is generated from the parameters: docs/parameters.md, parts of argo/ and helm/
 	$(PYTHON) -m self_reward.parameters > docs/parameters.md
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) > $(VENV)/made && cp $(VENV)/made $(FLOW)
 	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) > $(VENV)/made && cp $(VENV)/made $(SCHEMA)
 
 # torchvision, torchaudio and torchcodec of the registry do not fit torch's CUDA build and break trl and peft.
 .PHONY: pins
-pins:  ## Resolve requirements/*.in again
+pins:  ## Resolve the pinned versions of requirements/*.in again
 	for name in cpu dev gpu; do \
 	  $(VENV)/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_34 --no-header --no-annotate \
 	    --override requirements/overrides.txt requirements/$$name.in | grep -vE '^(torchvision|torchaudio|torchcodec)==' > $(VENV)/pins; \
@@ -182,9 +182,9 @@ pins:  ## Resolve requirements/*.in again
 	  --excludes requirements/data-excludes.in requirements/data.in -o requirements/data.txt
 
 .PHONY: clean
-clean:  ## Remove what make demo and the tests left (not .venv)
+clean:  ## Remove what make demo and the tests leave behind (not .venv)
 	rm -rf demo-data .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .PHONY: help
-help:  ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,7 +1,8 @@
-"""Print what the demo's checkpoints are worth, and plot it: `python -m demo.table --data_repo demo-data`.
+"""Print and plot what each checkpoint of the demo scores: `python -m demo.table --data_repo demo-data`.
 
-Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them; writes a PNG beside the data repository, or to --plot.
-With a server's address they are fetched first, and the PNG goes to the working folder.
+Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them. Writes a PNG beside the data repository, or a PNG or SVG to
+--plot (docs/images/learning.svg is one). From a server the evaluations are fetched first, and the PNG goes to the
+working folder.
 """
 
 import argparse
@@ -17,7 +18,20 @@ from self_reward.run import process
 from self_reward.store import is_remote, open_store
 
 MEASURES = ("reward", "reward_without_form", "accuracy", "form")
-MOST = {"reward": 5, "reward_without_form": 4, "accuracy": 1, "form": 1}
+LABELS = {
+    "reward": "reward, 0 to 5",
+    "reward_without_form": "without the point for form, 0 to 4",
+    "accuracy": "right answers",
+    "form": "answers of the right form",
+}
+GREY = "#737b86"  # legible on a white page and on a dark one
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    "savefig.transparent": True,
+    "legend.framealpha": 0,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "demo",  # the same figures give the same file
+}
 
 
 def read_evaluations(folder: Path, data_repo: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -91,7 +105,7 @@ def conclusion(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def plot(evaluations: list[tuple[str, dict[str, Any]]], path: Path) -> None:
-    """Write a PNG: reward and accuracy with 95 % intervals, and the judge's correlation with the truth."""
+    """Write a PNG or SVG: reward and accuracy with 95 % intervals, and how the judge agrees with the truth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,31 +114,31 @@ def plot(evaluations: list[tuple[str, dict[str, Any]]], path: Path) -> None:
     names = [
         name + (f"\n({paper})" if (paper := paper_name(i, name)) else "") for i, (name, _) in enumerate(evaluations)
     ]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    for axis, keys, title in (
-        (left, ("reward", "reward_without_form"), "reward on held-out prompts"),
-        (middle, ("accuracy", "form"), "share of right answers, of good form"),
-    ):
-        for key in keys:
-            means = [measured["verifier"][key]["mean"] for _, measured in evaluations]
-            errors = [1.96 * measured["verifier"][key]["se"] for _, measured in evaluations]
-            label = f"{key.replace('_', ' ')} (of {MOST[key]})"
-            axis.errorbar(names, means, yerr=errors, marker="o", capsize=4, label=label)
-        axis.set_title(title)
-    judge = [measured.get("judge", {}) for _, measured in evaluations]
-    for key, label in (
-        ("verifier_correlation", "correlation with the truth"),
-        ("verifier_exact", "score equals the truth"),
-    ):
-        values = [float("nan") if j.get(key) is None else j[key] for j in judge]
-        right.plot(names, values, marker="o", label=label)
-    right.set_title("the model as judge of its own answers")
-    right.set_ylim(0, 1)
-    for axis in (left, middle, right):
-        axis.legend()
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with pyplot.rc_context(STYLE):
+        figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+        for axis, keys, title in (
+            (left, ("reward", "reward_without_form"), "Reward on held-out prompts"),
+            (middle, ("accuracy", "form"), "Share of held-out prompts"),
+        ):
+            for key in keys:
+                means = [measured["verifier"][key]["mean"] for _, measured in evaluations]
+                errors = [1.96 * measured["verifier"][key]["se"] for _, measured in evaluations]
+                axis.errorbar(names, means, yerr=errors, marker="o", capsize=4, label=LABELS[key])
+            axis.set_title(title)
+        judge = [measured.get("judge", {}) for _, measured in evaluations]
+        for key, label in (
+            ("verifier_correlation", "correlation with the true score"),
+            ("verifier_exact", "share equal to the true score"),
+        ):
+            values = [float("nan") if j.get(key) is None else j[key] for j in judge]
+            right.plot(names, values, marker="o", label=label)
+        right.set_title("The model's judgements of its own answers")
+        right.set_ylim(0, 1)
+        for axis in (left, middle, right):
+            axis.legend()
+            axis.grid(alpha=0.3)
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+        pyplot.close(figure)
 
 
 def _with_error(figure: dict[str, float]) -> str:
@@ -146,8 +160,10 @@ def fetch(data_repo: str, to: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_repo", required=True, help="data repository of the finished loop")
-    parser.add_argument("--plot", type=Path, help="PNG to write; default: beside the data repository, with its name")
+    parser.add_argument("--plot", type=Path, help="PNG or SVG to write; default: a PNG beside the data repository")
     arguments = parser.parse_args()
+    if arguments.plot and arguments.plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {arguments.plot}: expected a file name that ends with .png or .svg")
     data_repo = arguments.data_repo
     if is_remote(data_repo):
         with tempfile.TemporaryDirectory() as folder:

@@ -59,3 +59,22 @@ def test_the_plot_is_written_beside_the_data_repository_and_not_into_it(tmp_path
 def test_without_evaluations_it_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match="make demo"):
         table.read_evaluations(tmp_path)
+
+
+def test_an_svg_holds_its_words_and_is_the_same_each_time(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    write(data, M0_sft=4.0, M0_dpo=4.2)
+    for name in ("one.svg", "two.svg"):
+        monkeypatch.setattr(sys, "argv", ["table", "--data_repo", str(data), "--plot", str(tmp_path / name)])
+        table.main()
+    first = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert first.count("<svg ") == 1 and "Reward on held-out prompts" in first
+    assert (tmp_path / "two.svg").read_text(encoding="utf-8") == first
+    assert not (tmp_path / "data.png").exists()
+
+
+def test_a_plot_of_another_kind_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, M0_sft=4.0)
+    monkeypatch.setattr(sys, "argv", ["table", "--data_repo", str(tmp_path), "--plot", "plot.docx"])
+    with pytest.raises(UserError, match="plot.docx: expected a file name that ends with .png or .svg"):
+        table.main()

@@ -351,7 +351,7 @@ def test_a_killed_double_does_not_answer_and_keeps_its_data(fake):
 
 def test_a_missing_server_is_told_with_how_to_get_it(monkeypatch):
     monkeypatch.delenv("OXEN_SERVER", raising=False)
-    assert "OXEN_SERVER" in servers.missing("real") and "README" in servers.missing("real")
+    assert "OXEN_SERVER" in servers.missing("real") and "docs/server.md" in servers.missing("real")
     monkeypatch.setenv("OXEN_SERVER", "/nonexistent/oxen-server")
     assert "/nonexistent/oxen-server" in servers.missing("nginx")
     monkeypatch.setenv("OXEN_SERVER", "/bin/true")

@@ -104,9 +104,9 @@ def missing(name: str) -> str | None:
     """What is not there for the server `name` (real, nginx; fake needs nothing) and how to get it; None: all is."""
     server = os.environ.get("OXEN_SERVER")
     if name in ("real", "nginx") and not server:
-        return "OXEN_SERVER names no oxen-server 0.65.1 (the README says how to get one)"
+        return "OXEN_SERVER names no oxen-server 0.65.1 (docs/server.md says how to get one)"
     if name in ("real", "nginx") and not os.access(str(server), os.X_OK):
-        return f"OXEN_SERVER names {server}, which is not a program (the README says how to get an oxen-server 0.65.1)"
+        return f"OXEN_SERVER names {server}, which is not a program (docs/server.md says how to get one)"
     if name == "nginx" and not nginx():
         return "nginx is not installed (Debian: apt-get install nginx-light), or NGINX does not name it"
     return None

@@ -24,7 +24,7 @@
 {{- .Values.secrets.existingSecret | default "self-reward" -}}
 {{- end -}}
 
-{{- /* OXEN_TOKEN: the one given, else the one that is there, else a new one for the server of this release. */ -}}
+{{- /* OXEN_TOKEN: the one given, else the existing one, else a new one for the server of this release. */ -}}
 {{- define "self-reward.token" -}}
 {{- if .Values.secrets.oxenToken -}}
 {{- .Values.secrets.oxenToken -}}
@@ -36,7 +36,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* HF_TOKEN: the one given, else the one that is there. */ -}}
+{{- /* HF_TOKEN: the one given, else the existing one. */ -}}
 {{- define "self-reward.hf-token" -}}
 {{- if .Values.secrets.hfToken -}}
 {{- .Values.secrets.hfToken -}}
