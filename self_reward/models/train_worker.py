@@ -1,8 +1,8 @@
 """One process of a training over several. train_group.py starts it and says what the files in FOLDER are.
 
 Run     python -m self_reward.models.train_worker FOLDER MEETING PARENT
-        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk that all of them are given; PARENT: a
-        process id.
+        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk, the same for all of them; PARENT: the
+        id of the process that starts them.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from self_reward.models import train_group
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # How long the others wait for one that loads or saves; NCCL's own ten minutes are too short for large checkpoints on a
-# slow volume. One that is dead is seen by the stage.
+# slow volume. The stage notices one that is dead.
 PATIENCE = datetime.timedelta(hours=2)
 
 
@@ -35,26 +35,25 @@ def main(folder: Path, meeting: Path, parent: int) -> int:
         return 1
     rank = int(os.environ["RANK"])
     try:
-        function, model_dir, examples, out, settings = train_group.read_call(folder)
-        with disk.explained(out.parent, folder):
+        lines = folder / "lines.jsonl"
+        call = train_group.read_call(folder, lambda *numbers: _write_line(lines, {"progress": numbers}))
+        with disk.explained(call.out.parent, folder):
             join(meeting)
-            settings["checkpoint_dir"] = Path(settings["checkpoint_dir"])
             if rank == 0:
-                _log_to(folder / "lines.jsonl")
-                settings["progress"] = lambda *numbers: _say(folder / "lines.jsonl", {"progress": numbers})
+                _log_to(lines)
             from self_reward.models import training
 
-            result = getattr(training, function)(model_dir, examples, out, **settings)
+            result = training.train(call)
             if rank == 0:
                 (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     except Exception as error:
-        found = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
+        described = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
         part = folder / f"error-{rank}.part"
         try:
-            part.write_text(json.dumps(found, default=str), encoding="utf-8")
+            part.write_text(json.dumps(described, default=str), encoding="utf-8")
             part.rename(folder / f"error-{rank}.json")
-        except OSError as untold:
-            if disk.is_full(untold):  # the error, too, may be that the disk is full
+        except OSError as unwritten:
+            if disk.is_full(unwritten):  # the error, too, may be that the disk is full
                 _exit(train_group.DISK_FULL)
             raise
         _exit(1)
@@ -63,8 +62,8 @@ def main(folder: Path, meeting: Path, parent: int) -> int:
 
 
 def join(meeting: Path) -> None:
-    """Join the process group whose members share the file `meeting`: NCCL where there are GPUs (and gloo for what lies
-    in the main memory), else gloo."""
+    """Join the process group whose members share the file `meeting`: NCCL with GPUs (and gloo for what is in main
+    memory), else gloo."""
     import torch
 
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -102,17 +101,17 @@ def _described(error: Exception) -> dict[str, Any]:
     return {"kind": "other"}
 
 
-def _say(file: Path, content: dict[str, Any]) -> None:
+def _write_line(file: Path, content: dict[str, Any]) -> None:
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(content) + "\n")
 
 
 def _log_to(file: Path) -> None:
-    """What this process has to say is said by the stage."""
+    """The stage shows this process's log lines."""
 
     class ToFile(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            _say(file, {"log": [record.levelno, record.getMessage()]})
+            _write_line(file, {"log": [record.levelno, record.getMessage()]})
 
     ours = logging.getLogger("self_reward")
     ours.setLevel(logging.INFO)

@@ -222,10 +222,10 @@ class Training(Settings):
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     """Second moment decay of AdamW."""
 
-    @property
-    def micro_batch(self) -> int:
-        """`micro_batch_size`, or the whole batch where that is smaller."""
-        return min(self.micro_batch_size, self.batch_size)
+    def micro_batch(self, processes: int) -> int:
+        """Examples per forward pass on each of `processes` devices: `micro_batch_size`, or the device's whole share of
+        the batch if that is smaller."""
+        return max(1, min(self.micro_batch_size, self.batch_size // processes))
 
 
 class SftTraining(Training):

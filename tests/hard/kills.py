@@ -421,7 +421,7 @@ def check_resumed(loop: Loop, before: Killed, counts: Counts) -> None:
     went_on = {}
     for file, rows in re.findall(r"going on in (\S+) after (\d+) of \d+ prompts", pieces[2]):
         went_on[file] = int(rows)
-    for step in re.findall(r"going on from checkpoint-(\d+)", pieces[2]):
+    for step in re.findall(r"resuming from checkpoint-(\d+)", pieces[2]):
         went_on["checkpoint"] = int(step)
     finished = re.search(rf"^{before.label}  \d+\.\d s  ", loop.output, re.M)
     for what, n in before.partial.items():

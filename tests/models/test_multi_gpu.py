@@ -1,6 +1,7 @@
 """Training over several processes, on CPU: accelerate's DDP over gloo, and FSDP as on GPUs, but over gloo."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -15,14 +16,16 @@ import pytest
 import torch
 
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import train_group, train_worker, training
+from self_reward.models import model as models
+from self_reward.models import resuming, train_group, train_worker, training
+from self_reward.models.job import Job
+from self_reward.parameters.settings import DpoTraining, Hardware, Loading, Lora, PreferenceLoss, SftTraining
 from self_reward.repository import jsonl
 from tests.models import test_training as base
 from tests.support import tiny
 from tests.support.processes import MARK, gone, marked
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = base.SETTINGS | {"learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,11 @@ def one_thread(monkeypatch):
 
 
 def train(what: str, model: Path, out: Path, finetune: str, count: int = 27, **options) -> dict:
+    options = {"learning_rate": 1e-3, "micro_batch_size": 2, "finetune": finetune} | options
     if what == "sft":
-        return training.train_sft(model, base.make_examples(count), out, finetune=finetune, **SETTINGS | options)
-    pairs = base.make_pairs(count)
-    return training.train_dpo(model, pairs, out, finetune=finetune, beta=0.1, nll_weight=0.5, **SETTINGS | options)
+        return base.train("sft", model, base.make_examples(count), out, **options)
+    options = {"nll_weight": 0.5} | options
+    return base.train("dpo", model, base.make_pairs(count), out, **options)
 
 
 def largest_difference(one: Path, two: Path) -> float:
@@ -71,8 +75,8 @@ seen = []
 for what, finetune, count in t.CASES:
     out = Path(sys.argv[3]) / f"{what}-{finetune}-{count}"
     seen.append([])
-    metrics = t.train(what, Path(sys.argv[2]), out, finetune, count, epochs=2.0, processes=2,
-                      progress=lambda *said: seen[-1].append(said))
+    metrics = t.train(what, Path(sys.argv[2]), out, finetune, count, epochs=2.0, train_gpus=2,
+                      checkpoint_dir=out.parent / "partial" / out.name, progress=lambda *said: seen[-1].append(said))
     if os.environ["RANK"] == "0":
         (out / "metrics.json").write_text(json.dumps(metrics))
 (Path(sys.argv[3]) / f"progress-{os.environ['RANK']}.json").write_text(json.dumps(seen))
@@ -87,19 +91,20 @@ from self_reward.models import train_worker
 train_worker.join(Path(sys.argv[3]) / "meeting")
 from tests.models import test_multi_gpu as t
 t.use_fsdp_on_cpu()
-torch, training = t.torch, t.training
+torch, resuming = t.torch, t.resuming
 for what, finetune, count, precision in t.FSDP_CASES:
     out = Path(sys.argv[3]) / f"{what}-{finetune}-{count}-{precision}"
     partial = Path(sys.argv[3]) / f"{out.name}.partial"
     with t.in_precision(precision):
-        metrics = t.train(what, Path(sys.argv[2]), out, finetune, count, epochs=2.0, processes=2)
-        t.train(what, Path(sys.argv[2]), Path(f"{out}-cut"), finetune, count, epochs=2.0, processes=2,
+        metrics = t.train(what, Path(sys.argv[2]), out, finetune, count, epochs=2.0, train_gpus=2,
+                          checkpoint_dir=Path(f"{partial}-whole"))
+        t.train(what, Path(sys.argv[2]), Path(f"{out}-cut"), finetune, count, epochs=2.0, train_gpus=2,
                 checkpoint_dir=partial, checkpoint_steps=3)  # its last checkpoint but the end's is at step 6
         torch.distributed.barrier()
-        if os.environ["RANK"] == "0":  # the end's is of no use: removed by one process, as the stage does it
-            training._last_checkpoint(partial, True)
+        if os.environ["RANK"] == "0":  # the end's is of no use: one process removes it, as the stage does
+            resuming.last_checkpoint(partial, True)
         torch.distributed.barrier()
-        t.train(what, Path(sys.argv[2]), Path(f"{out}-again"), finetune, count, epochs=2.0, processes=2,
+        t.train(what, Path(sys.argv[2]), Path(f"{out}-again"), finetune, count, epochs=2.0, train_gpus=2,
                 checkpoint_dir=partial, checkpoint_steps=3)
     if os.environ["RANK"] == "0":
         (out / "metrics.json").write_text(json.dumps(metrics))
@@ -122,9 +127,9 @@ def use_fsdp_on_cpu() -> None:
             state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     state.AcceleratorState.__init__ = init
-    arguments, last = training._arguments, training._last_checkpoint
-    training._arguments = lambda **given: arguments(**given) | training._FSDP
-    training._last_checkpoint = lambda work, sharded: last(work, True)
+    arguments, last = training._arguments, resuming.last_checkpoint
+    training._arguments = lambda *words: arguments(*words) | training._FSDP
+    resuming.last_checkpoint = lambda work, sharded: last(work, True)
 
 
 @contextlib.contextmanager
@@ -132,7 +137,7 @@ def in_precision(precision):
     """Training in bf16, which the product does on GPUs alone."""
     arguments = training._arguments
     if precision == "bf16":
-        training._arguments = lambda **given: arguments(**given) | {"bf16": True, "use_cpu": True}
+        training._arguments = lambda *words: arguments(*words) | {"bf16": True, "use_cpu": True}
     try:
         yield
     finally:
@@ -184,12 +189,12 @@ def test_fsdp_gives_the_weights_files_and_figures_of_one_process(
     config = "adapter_config.json" if finetune == "lora" else "config.json"
     assert (two / config).read_bytes() == (tmp_path / "one" / config).read_bytes()
     told = json.loads((two / "metrics.json").read_text())
-    figures = ["loss_first", "loss_last"] + ["reward_margin_first", "logp_chosen_first"] * (what == "dpo")
+    figures = ["loss_first", "loss_last"] + ["reward_margin_first", "logp_chosen_first"] * (what != "sft")
     assert [told[name] for name in figures] == pytest.approx([metrics[name] for name in figures], abs=2e-3)
 
 
 @pytest.mark.parametrize(("what", "finetune", "count", "precision"), FSDP_CASES)
-def test_fsdp_goes_on_from_its_checkpoint_to_the_very_weights(by_fsdp, model, what, finetune, count, precision):
+def test_fsdp_resumes_from_its_checkpoint_to_exactly_the_same_weights(by_fsdp, model, what, finetune, count, precision):
     name = f"{what}-{finetune}-{count}-{precision}"
     assert largest_difference(by_fsdp / f"{name}-cut", by_fsdp / f"{name}-again") == 0
     assert largest_difference(by_fsdp / name, by_fsdp / f"{name}-again") == 0
@@ -215,7 +220,7 @@ def test_two_processes_give_the_weights_and_the_losses_of_one(by_two, model, tmp
     assert told.keys() == metrics.keys()
     # TRL averages the other figures of several processes by tokens, or by rounds that may hold a smaller micro batch
     alike = ["steps", "examples", "tokens", "loss_first", "loss_last", "micro_batch_size"]
-    alike += ["reward_margin_first", "logp_chosen_first"] if what == "dpo" else []
+    alike += ["reward_margin_first", "logp_chosen_first"] if what != "sft" else []
     assert [told[name] for name in alike] == pytest.approx([metrics[name] for name in alike], abs=1e-3)
 
 
@@ -225,7 +230,8 @@ def test_the_first_process_alone_writes_and_what_it_writes_is_what_one_process_w
     assert {path.name for path in (by_two / "dpo-full-27").iterdir()} == {*names, "metrics.json"}
     assert json.loads((by_two / "progress-1.json").read_text()) == [[] for _ in CASES]
     expected = {f"{what}-{finetune}-{count}" for what, finetune, count in CASES}
-    assert {path.name for path in by_two.iterdir()} - {"meeting"} == expected | {"progress-0.json", "progress-1.json"}
+    expected |= {"progress-0.json", "progress-1.json"}
+    assert {path.name for path in by_two.iterdir()} - {"meeting", "partial"} == expected
 
 
 # ---- kills
@@ -236,12 +242,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.models import test_multi_gpu as t
 t.train("sft", Path(sys.argv[2]), Path(sys.argv[3]) / "out", "full", 40, max_steps=60, checkpoint_steps=3,
-        checkpoint_dir=Path(sys.argv[3]) / "partial", processes=2,
+        checkpoint_dir=Path(sys.argv[3]) / "partial", train_gpus=2,
         progress=lambda done, *rest: done > 8 and os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
-def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(model, tmp_path, caplog):
+def test_killed_group_leaves_no_process_and_two_or_one_resume_it(model, tmp_path, caplog):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: str(tmp_path)}
     command = [sys.executable, "-c", KILLED, str(ROOT), str(model), str(tmp_path)]
     # the parent alone is killed: its children must not go on
@@ -249,7 +255,7 @@ def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(mod
     assert gone(str(tmp_path), 60)
     partial = tmp_path / "partial"
     last = max(
-        int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / training.COMPLETE).exists()
+        int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / resuming.COMPLETE).exists()
     )
     assert 6 <= last < 60 and not (tmp_path / "out").exists()
 
@@ -261,10 +267,10 @@ def test_killed_group_leaves_no_process_and_is_gone_on_from_by_two_or_by_one(mod
         seen: list[int] = []
         with caplog.at_level("INFO", "self_reward"):
             train(
-                "sft", model, tmp_path / f"by-{processes}", "full", checkpoint_dir=kept, processes=processes,
+                "sft", model, tmp_path / f"by-{processes}", "full", checkpoint_dir=kept, train_gpus=processes,
                 progress=lambda done, total, what, seen=seen: seen.append(done), **options,
             )  # fmt: skip
-        assert f"going on from checkpoint-{last}" in caplog.text
+        assert f"resuming from checkpoint-{last}" in caplog.text
         caplog.clear()
         assert seen[0] > last and seen[-1] == 60
         assert largest_difference(tmp_path / f"by-{processes}", tmp_path / "whole") < 2e-6
@@ -282,42 +288,40 @@ def test_a_process_that_is_killed_ends_the_training_at_once_with_try_again(model
             os.kill(next(int(pid) for pid, lines in environments.items() if b"RANK=1" in lines), signal.SIGKILL)
 
     with pytest.raises(TryAgain, match="process 1 of 2 of this training was ended by SIGKILL"):
-        train("dpo", model, tmp_path / "out", "lora", max_steps=5000, processes=2, progress=kill_one)
+        train("dpo", model, tmp_path / "out", "lora", max_steps=5000, train_gpus=2, progress=kill_one)
     assert time.monotonic() - killed_at[0] < 60  # and not the minutes of 5,000 steps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_of_another_kind_is_not_gone_on_from_and_this_is_said(tmp_path, caplog):
+def test_a_checkpoint_of_another_kind_is_removed_and_reported(tmp_path, caplog):
     for step, sharded in ((3, False), (6, True), (9, True)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 9}))
-        (folder / training.COMPLETE).touch()
+        (folder / resuming.COMPLETE).touch()
         if sharded:
             (folder / "pytorch_model_fsdp.bin").touch()
     (tmp_path / "checkpoint-12").mkdir()
-    found = training._last_checkpoint(tmp_path, sharded=True)
+    found = resuming.last_checkpoint(tmp_path, sharded=True)
     assert found == tmp_path / "checkpoint-6"
     assert sorted(tmp_path.iterdir()) == [found]
-    assert "checkpoint-3 is of a training with another number of GPUs" in caplog.text
-    assert training._last_checkpoint(tmp_path, sharded=False) is None
+    assert "checkpoint-3 was written with a different number of GPUs and cannot be resumed" in caplog.text
+    assert resuming.last_checkpoint(tmp_path, sharded=False) is None
 
 
 # ---- errors
 
 
-def test_a_loss_that_is_no_number_is_the_same_error_as_with_one_process(model, tmp_path):
+def test_a_loss_that_is_not_a_number_is_the_same_error_as_with_one_process(model, tmp_path):
     with pytest.raises(UserError, match="the loss became (nan|inf) at step"):
-        train(
-            "sft", model, tmp_path / "out", "full", max_steps=60, processes=2, learning_rate=1e25,
-            min_learning_rate=1e25,
-        )  # fmt: skip
+        train("sft", model, tmp_path / "out", "full", max_steps=60, train_gpus=2, learning_rate=1e-2, weight_decay=1e30)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bug_in_a_process_comes_with_its_traceback(model, tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)process \d of 2 .*Traceback.*training.py.*TypeError"):
-        train("sft", model, tmp_path / "out", "full", processes=2, weight_decay="much")
+    examples = [([2, 70000], [3])] * 8  # not in the vocabulary
+    with pytest.raises(RuntimeError, match=r"(?s)process \d of 2 .*Traceback.*training.py.*IndexError"):
+        base.train("sft", model, examples, tmp_path / "out", finetune="full", train_gpus=2, micro_batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +337,7 @@ def test_a_bug_in_a_process_comes_with_its_traceback(model, tmp_path):
 )
 @pytest.mark.parametrize("other", ["says", "aborts"])
 def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(tmp_path, raised, expected, other):
-    """The other process says that it has lost this one, or NCCL's watchdog ends it."""
+    """The other process reports that it has lost this one, or NCCL's watchdog ends it."""
     children = []
     for rank, error in enumerate((RuntimeError("connection closed by peer"), raised)):
         if rank == 0 and other == "aborts":
@@ -356,29 +360,30 @@ def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(t
 def test_a_full_gpu_starts_all_processes_again_with_half_the_micro_batch(model, tmp_path, monkeypatch):
     tried = []
 
-    def run(function, *rest, micro_batch_size, **more):
-        tried.append((function, micro_batch_size, more["processes"]))
-        if micro_batch_size > 1:
+    def run(call, folder):
+        tried.append((call.loss is None, call.training.micro_batch(2), call.hardware.processes))
+        if call.training.micro_batch(2) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {"steps": 1}
 
     monkeypatch.setattr(train_group, "run", run)
-    metrics = train("dpo", model, tmp_path / "out", "full", processes=2, batch_size=16, micro_batch_size=4)
-    assert tried == [("train_dpo", 4, 2), ("train_dpo", 2, 2), ("train_dpo", 1, 2)]
+    metrics = train("dpo", model, tmp_path / "out", "full", train_gpus=2, batch_size=16, micro_batch_size=4)
+    assert tried == [(False, 4, 2), (False, 2, 2), (False, 1, 2)]
     assert metrics["processes"] == 2
 
 
-def test_what_a_process_left_that_found_the_gpu_full_is_removed_by_one_process(model, tmp_path, monkeypatch):
-    def run(function, *rest, micro_batch_size, checkpoint_dir, **more):
-        assert not list(checkpoint_dir.iterdir())
-        if micro_batch_size > 1:
-            (checkpoint_dir / "checkpoint-3").mkdir()  # cut short
+def test_what_a_process_left_that_filled_the_gpu_is_removed_by_one_process(model, tmp_path, monkeypatch):
+    def run(call, folder):
+        assert not list(call.job.folder.iterdir())
+        if call.training.micro_batch(2) > 1:
+            (call.job.folder / "checkpoint-3").mkdir()  # cut short
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {"steps": 1}
 
     monkeypatch.setattr(train_group, "run", run)
     (tmp_path / "partial").mkdir()
-    assert train("sft", model, tmp_path / "out", "full", processes=2, checkpoint_dir=tmp_path / "partial")["steps"] == 1
+    options = {"train_gpus": 2, "checkpoint_dir": tmp_path / "partial"}
+    assert train("sft", model, tmp_path / "out", "full", **options)["steps"] == 1
 
 
 def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
@@ -399,7 +404,7 @@ def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
 
 
 def test_the_others_wait_while_one_process_saves(tmp_path, monkeypatch):
-    """Ten minutes are what NCCL waits if it is not told."""
+    """By default NCCL waits ten minutes."""
     told = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *words, **more: told.update(more))
     for name, value in train_group.environment(1, 2).items():
@@ -417,24 +422,46 @@ def test_the_processes_share_the_cores_that_the_stage_may_use(monkeypatch, given
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(model, tmp_path):
-    with pytest.raises(UserError, match="batch size 8 cannot be divided by 3 processes .*such as 9"):
-        train("sft", model, tmp_path / "out", "full", processes=3)
-    with pytest.raises(UserError, match="batch size 12 cannot be divided by micro batch size 4 on each of 2 processes"):
-        train("sft", model, tmp_path / "out", "full", processes=2, batch_size=12, micro_batch_size=4)
+    with pytest.raises(
+        UserError,
+        match="8 cannot be divided into micro batches of 2 on each of 3 processes .*multiple of 6, such as 12",
+    ):
+        train("sft", model, tmp_path / "out", "full", train_gpus=3)
+    with pytest.raises(UserError, match="12 cannot be divided into micro batches of 4 on each of 2 .*of 8, such as 16"):
+        train("sft", model, tmp_path / "out", "full", train_gpus=2, batch_size=12, micro_batch_size=4)
+    with pytest.raises(UserError, match="8 cannot be divided into micro batches of 1 on each of 16 .*such as 32"):
+        train("sft", model, tmp_path / "out", "full", train_gpus=16)
 
 
-def test_what_is_trained_on_arrives_as_it_was_sent(tmp_path):
-    for examples in ([([1, 2], [3]), ([70000], [4, 5])], [([], [1], [2, 3]), ([9], [8], [7])]):
-        train_group.write_call(tmp_path, "train_sft", Path("m"), examples, Path("o"), {"seed": 1, "dir": Path("/d")})
-        function, model_dir, read, out, settings = train_group.read_call(tmp_path)
-        assert (function, model_dir, out, settings) == ("train_sft", Path("m"), Path("o"), {"seed": 1, "dir": "/d"})
-        assert read == examples and not isinstance(read[0][0][:1], numpy.ndarray)
+@pytest.mark.parametrize(
+    ("examples", "training", "loss"),
+    [
+        ([([1, 2], [3]), ([70000], [4, 5])], SftTraining(epochs=2.5, max_steps=7), None),
+        ([([], [1], [2, 3]), ([9], [8], [7])], DpoTraining(adam_beta2=0.95), PreferenceLoss(nll_weight=0.5)),
+    ],
+)
+def test_what_is_trained_arrives_as_it_was_sent(model, tmp_path, examples, training, loss):
+    sent = train_group.Call(
+        models.load(model, Loading(dtype="float32"), "plain"),
+        examples,
+        tmp_path / "out",
+        training,
+        Lora(rank=4),
+        Hardware(train_gpus=2),
+        Job(tmp_path / "partial", seed=3),
+        loss,
+    )
+    train_group.write_call(tmp_path, sent)
+    read = train_group.read_call(tmp_path, sent.job.progress)
+    assert read.model.tokenizer.chat_template == sent.model.tokenizer.chat_template
+    assert dataclasses.replace(read, model=dataclasses.replace(read.model, tokenizer=sent.model.tokenizer)) == sent
+    assert not isinstance(read.examples[0][0][:1], numpy.ndarray)
 
 
 # ---- the stage
 
 
-def test_the_stage_ended_by_sigterm_leaves_no_process_and_goes_on(model, tmp_path):
+def test_the_stage_ended_by_sigterm_leaves_no_process_and_resumes(model, tmp_path):
     rows = [{"prompt": f"write the list {i % 10} ant", "response": f"ant {i % 10} bat"} for i in range(64)]
     jsonl.write(tmp_path / "data/M0/train/ift+eft.jsonl", rows)
     command = [
@@ -446,7 +473,7 @@ def test_the_stage_ended_by_sigterm_leaves_no_process_and_goes_on(model, tmp_pat
     process = subprocess.Popen([str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True)
     work = tmp_path / "cache/work"
     end = time.monotonic() + 300
-    while not list(work.glob(f"*/*/partial/checkpoint-*/{training.COMPLETE}")):
+    while not list(work.glob(f"*/*/partial/checkpoint-*/{resuming.COMPLETE}")):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.05)
     assert len(marked(str(tmp_path))) == 3
@@ -458,7 +485,7 @@ def test_the_stage_ended_by_sigterm_leaves_no_process_and_goes_on(model, tmp_pat
 
     ended = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert "going on from checkpoint-" in ended.stderr and "/60" in ended.stderr
+    assert "resuming from checkpoint-" in ended.stderr and "/60" in ended.stderr
     manifest = json.loads((tmp_path / "data/M0/00_sft.manifest.json").read_text())
     assert manifest["details"]["metrics"]["processes"] == 2 and manifest["counts"]["steps"] == 60
     assert "train_gpus" not in manifest["parameters"]  # so that what one process has done is not done again

@@ -4,7 +4,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,12 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from self_reward import texts
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import checkpoints, training
+from self_reward.models import checkpoints, resuming, training
+from self_reward.models import model as models
+from self_reward.models.job import Job
+from self_reward.parameters.settings import DpoTraining, Hardware, Loading, Lora, PreferenceLoss, SftTraining
 from tests.support import tiny
 
 torch.set_num_threads(1)  # sums in one order, so that weights can be compared bit for bit
@@ -24,8 +30,31 @@ SETTINGS = {
     "batch_size": 8,
     "micro_batch_size": 8,
     "max_length": 40,
+    "dropout": 0.0,
+    "beta": 0.1,
     "seed": 1,
 }
+
+
+def train(what: str, folder: Path, examples: list[Any], out: Path, **options: Any) -> dict[str, Any]:
+    """training.train_<what> of the model in `folder`, with SETTINGS and `options`: fields of the groups that it takes.
+    Checkpoints are in a temporary folder, unless `checkpoint_dir` names one."""
+    values = SETTINGS | options
+    model = models.load(folder, group(Loading, values), values.pop("chat_template", "auto"))
+    settings = group(SftTraining if what == "sft" else DpoTraining, values)
+    loss = group(PreferenceLoss, values)
+    groups = {"lora": group(Lora, values, "lora_"), "hardware": group(Hardware, values)}
+    with tempfile.TemporaryDirectory() as temporary:
+        job = Job(values.pop("checkpoint_dir", Path(temporary)), **values)
+        if what == "sft":
+            return training.train_sft(model, examples, out, settings, **groups, job=job)
+        return training.train_dpo(model, examples, out, settings, loss=loss, **groups, job=job)
+
+
+def group(kind, values: dict[str, Any], prefix: str = ""):
+    """The settings `kind` made of those of `values` that are its fields, which are taken out of `values`."""
+    names = [name for name in kind.model_fields if prefix + name in values]
+    return kind(**{name: values.pop(prefix + name) for name in names})
 
 
 def make_examples(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
@@ -47,7 +76,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def sft(model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sft") / "adapter"
-    training.train_sft(model, make_examples(64), out, finetune="lora", **SETTINGS)
+    train("sft", model, make_examples(64), out, finetune="lora")
     return out
 
 
@@ -60,11 +89,10 @@ def policy(model, sft, tmp_path_factory) -> Path:
 def spy(monkeypatch):
     """Collects the trainers that run, and the logits they start with."""
     seen = []
-    train = training._train
 
-    def watched(make, *rest):
-        def make_and_keep(micro, work):
-            trainer = make(micro, work)
+    def watched(make):
+        def make_and_keep(*words):
+            trainer = make(*words)
             trainer.start = {"policy": logits(trainer.model.eval())}
             if isinstance(trainer.model, PeftModel):
                 with trainer.model.disable_adapter():
@@ -72,9 +100,10 @@ def spy(monkeypatch):
             seen.append(trainer)
             return trainer
 
-        return train(make_and_keep, *rest)
+        return make_and_keep
 
-    monkeypatch.setattr(training, "_train", watched)
+    monkeypatch.setattr(training, "_sft_trainer", watched(training._sft_trainer))
+    monkeypatch.setattr(training, "_dpo_trainer", watched(training._dpo_trainer))
     return seen
 
 
@@ -105,7 +134,7 @@ def logp(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
 
 
 def test_b1_merged_sft_start_of_dpo_and_reference_are_one_model(model, sft, policy, tmp_path, spy):
-    training.train_dpo(policy, make_pairs(8), tmp_path / "dpo", finetune="lora", beta=0.1, **SETTINGS)
+    train("dpo", policy, make_pairs(8), tmp_path / "dpo", finetune="lora")
     start = spy[0].start
     merged = logits(load(policy))
     assert torch.equal(merged, start["policy"])
@@ -115,7 +144,7 @@ def test_b1_merged_sft_start_of_dpo_and_reference_are_one_model(model, sft, poli
 
 
 def test_b1_reference_stays_while_dpo_moves(policy, tmp_path, spy):
-    metrics = training.train_dpo(policy, make_pairs(64), tmp_path / "dpo", finetune="lora", beta=0.1, **SETTINGS)
+    metrics = train("dpo", policy, make_pairs(64), tmp_path / "dpo", finetune="lora")
     trained = spy[0].model.eval()
     with trained.disable_adapter():
         assert torch.equal(logits(trained), logits(load(policy)))
@@ -129,9 +158,7 @@ def test_b1_reference_stays_while_dpo_moves(policy, tmp_path, spy):
 
 @pytest.mark.parametrize("precompute", [False, True])
 def test_full_dpo_has_the_start_model_as_reference(policy, tmp_path, precompute, spy):
-    metrics = training.train_dpo(
-        policy, make_pairs(16), tmp_path / "dpo", finetune="full", beta=0.1, precompute_reference=precompute, **SETTINGS
-    )
+    metrics = train("dpo", policy, make_pairs(16), tmp_path / "dpo", finetune="full", precompute_reference=precompute)
     assert metrics["loss_first"] == pytest.approx(0.6931, abs=1e-3)
     assert metrics["loss_last"] < 0.69
     if not precompute:
@@ -139,13 +166,14 @@ def test_full_dpo_has_the_start_model_as_reference(policy, tmp_path, precompute,
     assert (logits(load(tmp_path / "dpo")) - logits(load(policy))).abs().max() > 1e-3
 
 
-def test_precomputed_reference_gives_the_same_weights(policy, tmp_path):
-    for name, precompute in (("a", False), ("b", True)):
-        training.train_dpo(
-            policy, make_pairs(16), tmp_path / name, finetune="full", beta=0.1, precompute_reference=precompute,
-            **SETTINGS | {"learning_rate": 1e-3},
+@pytest.mark.parametrize(("finetune", "dropout"), [("full", 0.0)])
+def test_precomputed_reference_gives_the_same_weights(policy, tmp_path, finetune, dropout):
+    for precompute in (False, True):
+        train(
+            "dpo", policy, make_pairs(19), tmp_path / str(precompute), finetune=finetune, dropout=dropout, epochs=2,
+            precompute_reference=precompute, learning_rate=1e-3,
         )  # fmt: skip
-    one, two = weights(tmp_path / "a"), weights(tmp_path / "b")
+    one, two = weights(tmp_path / "False"), weights(tmp_path / "True")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
@@ -154,7 +182,7 @@ def test_precomputed_reference_gives_the_same_weights(policy, tmp_path):
 
 def test_b16_labels_of_the_prompt_are_ignored(model, tmp_path, spy):
     examples = make_examples(8)
-    training.train_sft(model, examples, tmp_path / "out", finetune="lora", **SETTINGS)
+    train("sft", model, examples, tmp_path / "out", finetune="lora")
     batch = next(iter(spy[0].get_train_dataloader()))
     by_prompt = {tuple(p): c for p, c in examples}
     assert len(batch["labels"]) == 8
@@ -171,17 +199,15 @@ def test_b16_labels_of_the_prompt_are_ignored(model, tmp_path, spy):
 @pytest.mark.parametrize("micro", [8, 2])
 def test_b16_sft_loss_is_the_mean_over_completion_tokens(model, tmp_path, micro):
     examples = make_examples(8)
-    metrics = training.train_sft(
-        model, examples, tmp_path / "out", finetune="full", **SETTINGS | {"micro_batch_size": micro}
-    )
+    metrics = train("sft", model, examples, tmp_path / "out", finetune="full", micro_batch_size=micro)
     by_hand = -torch.cat([logp(load(model), p, c) for p, c in examples]).mean()
     assert metrics["loss_first"] == pytest.approx(by_hand.item(), abs=1e-4)
 
 
 def test_b15_learning_rate_reaches_the_optimizer_and_ends_at_the_minimum(model, tmp_path, spy):
-    training.train_sft(
-        model, make_examples(80), tmp_path / "out", finetune="lora", warmup_ratio=0.2, weight_decay=0.03,
-        adam_beta2=0.98, **SETTINGS,
+    train(
+        "sft", model, make_examples(80), tmp_path / "out", finetune="lora", warmup_ratio=0.2, weight_decay=0.03,
+        adam_beta2=0.98,
     )  # fmt: skip
     logs = [entry["learning_rate"] for entry in spy[0].state.log_history if "loss" in entry]
     assert len(logs) == 10
@@ -196,14 +222,14 @@ def test_b15_learning_rate_reaches_the_optimizer_and_ends_at_the_minimum(model, 
 # ---- the losses, by hand
 
 
-def expected_dpo(start, pairs, trained, *, beta, loss, label_smoothing, nll_weight) -> float:
+def expected_dpo(start, pairs, trained, *, beta, dpo_loss, label_smoothing, nll_weight) -> float:
     reference, policy = load(start), trained
     losses, chosen = [], []
     for prompt, good, bad in pairs:
         w, r = logp(policy, prompt, good), logp(policy, prompt, bad)
         delta_w = w.sum() - logp(reference, prompt, good).sum()
         delta_r = r.sum() - logp(reference, prompt, bad).sum()
-        if loss == "sigmoid_norm":
+        if dpo_loss == "sigmoid_norm":
             delta_w, delta_r = delta_w / len(good), delta_r / len(bad)
         h = beta * (delta_w - delta_r)
         losses.append(-(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h))
@@ -212,7 +238,7 @@ def expected_dpo(start, pairs, trained, *, beta, loss, label_smoothing, nll_weig
 
 
 @pytest.mark.parametrize(
-    ("loss", "label_smoothing", "nll_weight"),
+    ("dpo_loss", "label_smoothing", "nll_weight"),
     [
         ("sigmoid", 0.0, 0.0),
         ("sigmoid", 0.2, 0.0),
@@ -221,27 +247,34 @@ def expected_dpo(start, pairs, trained, *, beta, loss, label_smoothing, nll_weig
         ("sigmoid_norm", 0.0, 1.0),
     ],
 )
-def test_dpo_losses_are_what_the_formula_says(policy, tmp_path, spy, loss, label_smoothing, nll_weight):
+def test_dpo_losses_are_what_the_formula_says(policy, tmp_path, spy, dpo_loss, label_smoothing, nll_weight):
     pairs = make_pairs(8)
-    options = {"beta": 0.5, "loss": loss, "label_smoothing": label_smoothing, "nll_weight": nll_weight}
-    training.train_dpo(policy, pairs, tmp_path / "out", finetune="lora", max_steps=6, **options, **SETTINGS)
+    options = {"beta": 0.5, "dpo_loss": dpo_loss, "label_smoothing": label_smoothing, "nll_weight": nll_weight}
+    train("dpo", policy, pairs, tmp_path / "out", finetune="lora", max_steps=6, **options)
     trainer = spy[0]
     trainer.model.eval()
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
         got = trainer.compute_loss(trainer.model, batch).item()
     assert got == pytest.approx(expected_dpo(policy, pairs, trainer.model, **options), abs=1e-4)
-    plain = expected_dpo(policy, pairs, trainer.model, beta=0.5, loss="sigmoid", label_smoothing=0.0, nll_weight=0.0)
-    if options != {"beta": 0.5, "loss": "sigmoid", "label_smoothing": 0.0, "nll_weight": 0.0}:
+    plain = expected_dpo(
+        policy, pairs, trainer.model, beta=0.5, dpo_loss="sigmoid", label_smoothing=0.0, nll_weight=0.0
+    )
+    if options != {"beta": 0.5, "dpo_loss": "sigmoid", "label_smoothing": 0.0, "nll_weight": 0.0}:
         assert abs(got - plain) > 1e-3
 
 
 def test_micro_batches_change_nothing(policy, tmp_path):
     for micro in (8, 4):
-        training.train_dpo(
-            policy, make_pairs(24), tmp_path / str(micro), finetune="lora", beta=0.1,
-            **SETTINGS | {"micro_batch_size": micro, "learning_rate": 1e-3},
-        )  # fmt: skip
+        train(
+            "dpo",
+            policy,
+            make_pairs(24),
+            tmp_path / str(micro),
+            finetune="lora",
+            micro_batch_size=micro,
+            learning_rate=1e-3,
+        )
     one, two = weights(tmp_path / "8"), weights(tmp_path / "4")
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
@@ -263,37 +296,35 @@ def test_lora_saves_the_adapter_only_and_the_tokenizer(sft, model):
     assert AutoTokenizer.from_pretrained(sft).chat_template == tiny.TEMPLATE
 
 
-def test_target_modules_are_names_joined_by_commas_and_must_be_there(model, tmp_path):
-    def train(names):
+def test_target_modules_are_names_joined_by_commas_and_must_exist(model, tmp_path):
+    def target_modules(names):
         out = tmp_path / names
-        training.train_sft(model, make_examples(8), out, finetune="lora", lora_target_modules=names, **SETTINGS)
+        train("sft", model, make_examples(8), out, finetune="lora", lora_target_modules=names)
         return json.loads((out / "adapter_config.json").read_text())["target_modules"]
 
-    assert train("q_proj, v_proj") == ["q_proj", "v_proj"]
+    assert target_modules("q_proj, v_proj") == ["q_proj", "v_proj"]
     with pytest.raises(UserError, match="no module 'nosuch'; it has q_proj, k_proj, .*down_proj"):
-        train("q_proj,nosuch")
+        target_modules("q_proj,nosuch")
 
 
 def test_full_saves_a_whole_model_in_the_dtype_of_the_base(model, tmp_path):
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(base)
     checkpoints.copy_tokenizer([model], base)
-    training.train_sft(
-        base, make_examples(16), tmp_path / "out", finetune="full", dropout=0.3, chat_template="{{ 1 }}", **SETTINGS
-    )
+    train("sft", base, make_examples(16), tmp_path / "out", finetune="full", dropout=0.3, chat_template="plain")
     assert checkpoints.folder_problems(tmp_path / "out", trust_remote_code=False) == []
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out/config.json").read_text())["attention_dropout"] == 0.0
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ 1 }}"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == texts.builtin("chat_template", "plain")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
 def test_same_seed_same_bytes_other_seed_other_weights(model, sft, tmp_path):
     again = tmp_path / "again"
-    training.train_sft(model, make_examples(64), again, finetune="lora", **SETTINGS)
+    train("sft", model, make_examples(64), again, finetune="lora")
     for path in sft.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
-    training.train_sft(model, make_examples(64), again, finetune="lora", **SETTINGS | {"seed": 2})
+    train("sft", model, make_examples(64), again, finetune="lora", seed=2)
     assert (sft / "adapter_model.safetensors").read_bytes() != (again / "adapter_model.safetensors").read_bytes()
 
 
@@ -303,50 +334,56 @@ def test_same_seed_same_bytes_other_seed_other_weights(model, sft, tmp_path):
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_is_on_when_asked_for_and_only_then(policy, tmp_path, spy, finetune, dropout):
-    training.train_dpo(
-        policy, make_pairs(8), tmp_path / "out", finetune=finetune, beta=0.1, dropout=dropout, **SETTINGS
-    )
+    train("dpo", policy, make_pairs(8), tmp_path / "out", finetune=finetune, dropout=dropout)
     model = spy[0].model.train()
     assert torch.equal(logits(model), logits(model)) == (dropout == 0)
 
 
-def test_too_long_is_dropped_and_counted(model, tmp_path):
+def test_too_long_examples_are_left_out_and_counted(model, tmp_path):
     examples = [*make_examples(8), ([2] * 30, [7] * 11), ([2] * 30, [7] * 10)]
-    metrics = training.train_sft(model, examples, tmp_path / "out", finetune="lora", **SETTINGS)
+    metrics = train("sft", model, examples, tmp_path / "out", finetune="lora")
     assert (metrics["examples"], metrics["dropped_too_long"], metrics["steps"]) == (9, 1, 2)
-    with pytest.raises(UserError, match="longer than max_length 3"):
-        training.train_sft(model, examples, tmp_path / "out", finetune="lora", **SETTINGS | {"max_length": 3})
+    with pytest.raises(UserError, match="longer than max_length 8"):
+        train("sft", model, examples, tmp_path / "out", finetune="lora", max_length=8)
 
 
-def test_all_problems_at_once(model, tmp_path):
+def test_all_problems_at_once(model, tmp_path, monkeypatch):
+    """Those that would train something else than was asked for, or nothing; bounds of single values are the groups'."""
+    load_model = models.load
+
+    def without_end(*words):
+        loaded = load_model(*words)
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token = None
+        return loaded
+
+    monkeypatch.setattr(models, "load", without_end)
+    options = {"dpo_loss": "sigmoid_norm", "label_smoothing": 0.2, "micro_batch_size": 3, "min_learning_rate": 0.5}
     with pytest.raises(UserError) as caught:
-        training.train_dpo(
-            model, [], tmp_path / "out", finetune="half", beta=0.1, loss="hinge", label_smoothing=0.7,
-            **SETTINGS | {"micro_batch_size": 3, "min_learning_rate": 1.0},
-        )  # fmt: skip
-    assert len(caught.value.problems) == 7
+        train("dpo", model, [], tmp_path / "out", **options)
+    assert caught.value.problems == [
+        "batch_size 8 cannot be divided into micro batches of 3; use a multiple of 3, such as 9",
+        "min_learning_rate 0.5 is above learning_rate 0.01",
+        "label_smoothing 0.2 needs dpo_loss sigmoid, not sigmoid_norm",
+        f"{model}: the tokenizer has neither a padding nor an end token; set one of them in it",
+        "no examples to train on",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which may have bfloat16")
 def test_bfloat16_needs_a_gpu(model, tmp_path):
     with pytest.raises(UserError, match="bfloat16"):
-        training.train_sft(model, make_examples(8), tmp_path / "out", finetune="lora", dtype="bfloat16", **SETTINGS)
+        train("sft", model, make_examples(8), tmp_path / "out", finetune="lora", dtype="bfloat16")
 
 
-def test_loss_that_is_no_number_stops(model, tmp_path):
+def test_loss_that_is_not_a_number_stops(model, tmp_path):
     with pytest.raises(UserError, match="loss became"):
-        training.train_sft(
-            model, make_examples(64), tmp_path / "out", finetune="full",
-            **SETTINGS | {"learning_rate": 1e25, "min_learning_rate": 1e25},
-        )  # fmt: skip
+        train("sft", model, make_examples(64), tmp_path / "out", finetune="full", weight_decay=1e30)
     assert not (tmp_path / "out").exists()
 
 
 def test_progress_and_no_noise(model, tmp_path, capfd):
     seen = []
-    training.train_sft(
-        model, make_examples(16), tmp_path / "out", finetune="lora", progress=lambda *a: seen.append(a), **SETTINGS
-    )
+    train("sft", model, make_examples(16), tmp_path / "out", finetune="lora", progress=lambda *a: seen.append(a))
     assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2)]
     assert "loss" in seen[0][2]
     written = capfd.readouterr()
@@ -384,17 +421,17 @@ t.train_with_checkpoints(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), kill
 
 
 def train_with_checkpoints(what: str, model: Path, out: Path, kill_at: int = 0) -> None:
-    """Train 12 steps; killed at step `kill_at`, where that is not 0."""
-    options = SETTINGS | {"max_steps": 12, "checkpoint_steps": 3, "checkpoint_dir": out.parent / "partial"}
+    """Train 12 steps; killed at step `kill_at`, unless that is 0."""
+    options: dict[str, Any] = {"max_steps": 12, "checkpoint_steps": 3, "checkpoint_dir": out.parent / "partial"}
     options["dropout"] = 0.2
     options["progress"] = lambda done, *rest: (
         print(done, flush=True),
         done == kill_at and os.kill(os.getpid(), signal.SIGKILL),
     )
     if what == "sft":
-        training.train_sft(model, make_examples(40), out, finetune="full", **options)
+        train("sft", model, make_examples(40), out, finetune="full", **options)
     else:
-        training.train_dpo(model, make_pairs(40), out, finetune="lora", beta=0.1, **options)
+        train("dpo", model, make_pairs(40), out, finetune="lora", **options)
 
 
 @pytest.mark.parametrize("what", ["sft", "dpo"])
@@ -412,12 +449,12 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
     assert (partial / "checkpoint-6").is_dir() and not (tmp_path / "killed/out").exists()
     (partial / "checkpoint-9").mkdir(exist_ok=True)  # as a kill in the middle of writing leaves it
     (partial / "checkpoint-9/model.safetensors").write_bytes(b"half")
-    (partial / "checkpoint-9" / training.COMPLETE).unlink(missing_ok=True)
+    (partial / "checkpoint-9" / resuming.COMPLETE).unlink(missing_ok=True)
     resumed = subprocess.run(
         [*command, str(tmp_path / "killed/out"), tests, "0"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(resumed.stdout.split()[0]) > 6  # it went on, it did not begin again
+    assert int(resumed.stdout.split()[0]) > 6  # it resumed, it did not start again
     train_with_checkpoints(what, model, tmp_path / "whole/out")
     one, two = weights(tmp_path / "killed/out"), weights(tmp_path / "whole/out")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -425,7 +462,7 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
 
 @pytest.mark.parametrize("what", ["sft", "dpo"])
 def test_training_that_was_killed_after_its_last_step_takes_no_further_step(model, tmp_path, what):
-    """transformers 5.19 goes on from the last checkpoint with one step more, where it is not at the end of an epoch."""
+    """transformers 5.19 resumes from the last checkpoint with one step more, unless it is at the end of an epoch."""
     train_with_checkpoints(what, model, tmp_path / "first")
     assert (tmp_path / "partial/checkpoint-12").is_dir()
     train_with_checkpoints(what, model, tmp_path / "again")

@@ -31,7 +31,10 @@ ROOMS = [
     ),
 ]
 # Modules that import torch or a library that does, when they are imported.
-WITH_TORCH = {"models.training", "models.engines.transformers", "models.engines.vllm"}
+WITH_TORCH = {
+    *("models.training", "models.trainers", "models.trainable"),
+    *("models.engines.transformers", "models.engines.vllm"),
+}
 
 
 def module_name(path: Path) -> str:

@@ -1,0 +1,104 @@
+"""TRL's trainers, changed in two ways: several processes take exactly the steps of one, and DPO takes token ids."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOTrainer, SFTTrainer
+
+from self_reward.errors import UserError
+from self_reward.models.job import Progress
+from self_reward.models.resuming import COMPLETE
+
+
+class _SeveralProcesses:
+    """Lets several processes take exactly the steps of one, also if the last step of an epoch is smaller.
+
+    Micro batch i of an epoch goes to process i % n. accelerate fills the last round up with examples from the epoch's
+    beginning, so that each process has a micro batch; here they are taken out of the loss again.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        args, rows = self.args, len(self.train_dataset)  # type: ignore[attr-defined]
+        micro, processes = args.per_device_train_batch_size, args.world_size
+        step = micro * processes * args.gradient_accumulation_steps
+        left = rows - self.state.global_step % math.ceil(rows / step) * step  # type: ignore[attr-defined]
+        if processes == 1 or left >= step:
+            return batches, items
+        for i, batch in enumerate(batches):
+            own = left - (i * processes + args.process_index) * micro  # examples that belong to this epoch
+            self._leave_out(batch, min(max(own, 0), micro), processes * len(batches) / math.ceil(left / micro))  # type: ignore[attr-defined]
+        return batches, self._get_num_items_in_batch(batches, device)  # type: ignore[attr-defined]
+
+
+class SftTrainer(_SeveralProcesses, SFTTrainer):
+    def _leave_out(self, batch: dict[str, torch.Tensor], own: int, weight: float) -> None:
+        batch["labels"][own:] = -100  # the loss is over the tokens of all processes: no weight is needed
+
+
+class DpoTrainer(_SeveralProcesses, DPOTrainer):
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset  # TRL would render and tokenise text; these rows are token ids
+
+    def _leave_out(self, batch: dict[str, Any], own: int, weight: float) -> None:
+        rows = self.args.per_device_train_batch_size
+        batch["weight"] = weight if own else 0.0
+        if own in (0, rows):
+            return
+        for name, value in list(batch.items()):
+            if name != "weight":  # chosen and rejected, one below the other
+                batch[name] = torch.cat([part[:own] for part in value.split(rows)])
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        weight = inputs.pop("weight", None)
+        if weight is None:
+            return super().compute_loss(model, inputs, *rest, **more)
+        gather = self.accelerator.gather
+        self.accelerator.gather = lambda value: _gather_uneven(self.accelerator, gather, value, weight > 0)
+        try:
+            return super().compute_loss(model, inputs, *rest, **more) * weight
+        finally:
+            self.accelerator.gather = gather
+
+
+def _gather_uneven(accelerator: Any, gather: Any, value: torch.Tensor, counts: bool) -> torch.Tensor:
+    """The figures of all processes for TRL's log, if they have different numbers of examples or none."""
+    if value.is_floating_point():
+        value = value if counts else torch.full_like(value, torch.nan)
+        gathered = gather(accelerator.pad_across_processes(value, pad_index=torch.nan))
+        return gathered[~gathered.isnan()]
+    return gather(value if counts else torch.zeros_like(value))
+
+
+class Watch(TrainerCallback):
+    """Reports progress, stops at a loss that is not a number, and marks complete checkpoints."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss became {logs['loss']} at step {state.global_step} of {state.max_steps}; "
+                "a smaller learning rate usually helps"
+            )
+        if state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()  # each process writes the state of its random numbers
+        # transformers writes a checkpoint in place; a kill while it does leaves a part that looks like a checkpoint
+        if state.is_world_process_zero:
+            (Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / COMPLETE).touch()
