@@ -1,13 +1,16 @@
-"""TRL's trainers, changed in two ways: several processes take exactly the steps of one, and DPO takes token ids."""
+"""TRL's trainers, changed in three ways: several processes take exactly the steps of one, DPO takes token ids, and
+processes share a precomputed reference, which changes nothing else."""
 
 import math
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer, SFTTrainer
 
+from self_reward import disk
 from self_reward.errors import UserError
 from self_reward.models.job import Progress
 from self_reward.models.resuming import COMPLETE
@@ -42,6 +45,16 @@ class SftTrainer(_SeveralProcesses, SFTTrainer):
 class DpoTrainer(_SeveralProcesses, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # TRL would render and tokenise text; these rows are token ids
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
+        """TRL keeps the log-probabilities in a file named by a hash of rows and model, by default in a temporary folder
+        of this process. Beside the checkpoints all processes find it, and so does a resumed training."""
+        folder = Path(self.args.output_dir or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset._get_cache_file_path = lambda fingerprint: str(folder / f"reference-{fingerprint}.arrow")
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with disk.explained(folder), torch.random.fork_rng(gpus):  # so that dropout stays the same
+            return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _leave_out(self, batch: dict[str, Any], own: int, weight: float) -> None:
         rows = self.args.per_device_train_batch_size

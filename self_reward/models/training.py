@@ -114,8 +114,6 @@ def _problems(call: Call, usable: int) -> list[str]:
         )
     if call.loss and call.loss.label_smoothing and call.loss.dpo_loss != "sigmoid":
         problems.append(f"label_smoothing {call.loss.label_smoothing} needs dpo_loss sigmoid, not {call.loss.dpo_loss}")
-    if call.loss and call.loss.precompute_reference and processes > 1:  # TRL keeps it in a folder of one process
-        problems.append(f"precompute_reference does not work with {processes} processes")
     if call.model.tokenizer.pad_token is None and call.model.tokenizer.eos_token is None:
         problems.append(
             f"{call.model.folder}: the tokenizer has neither a padding nor an end token; set one of them in it"
@@ -226,9 +224,14 @@ def _dpo_trainer(call: Call, pairs: list[tuple[list[int], ...]], micro: int) -> 
         }
     )
     of_policy = _model_arguments(call, arguments)
-    second = training.finetune == "full" and not loss.precompute_reference
+    # The policy can be its own reference with lora, and before training. Not with FSDP before training, which divides
+    # the policy only when training starts.
+    second = bool(arguments.fsdp_plugin_args) if loss.precompute_reference else training.finetune == "full"
     reference = trainable.load(call.model, training.finetune, 0.0, bool(arguments.bf16)) if second else None
-    return trainers.DpoTrainer(ref_model=reference, args=arguments, train_dataset=rows, **of_policy)
+    trainer = trainers.DpoTrainer(ref_model=reference, args=arguments, train_dataset=rows, **of_policy)
+    if loss.precompute_reference:
+        trainer.ref_model = None  # TRL keeps one that it is given
+    return trainer
 
 
 def _loss_arguments(loss: PreferenceLoss) -> dict[str, Any]:

@@ -39,10 +39,11 @@ def one_thread(monkeypatch):
 
 
 def train(what: str, model: Path, out: Path, finetune: str, count: int = 27, **options) -> dict:
+    """SFT, DPO, or DPO with a precomputed reference ("ref") of `count` examples."""
     options = {"learning_rate": 1e-3, "micro_batch_size": 2, "finetune": finetune} | options
     if what == "sft":
         return base.train("sft", model, base.make_examples(count), out, **options)
-    options = {"nll_weight": 0.5} | options
+    options = {"nll_weight": 0.5, "precompute_reference": what == "ref"} | options
     return base.train("dpo", model, base.make_pairs(count), out, **options)
 
 
@@ -57,12 +58,14 @@ def largest_difference(one: Path, two: Path) -> float:
 # 27 and 29 examples in steps of 8, micro batches of 2: an epoch ends with 3 examples (one micro batch for each process,
 # the second one short), with 5 (two and one, the last one short, one process has nothing left), and with 1 of 25.
 CASES = [("sft", "lora", 29), ("sft", "full", 27), ("sft", "full", 25), ("dpo", "lora", 29), ("dpo", "full", 27),
-         ("dpo", "lora", 25)]  # fmt: skip
+         ("dpo", "lora", 25), ("ref", "full", 27), ("ref", "lora", 25)]  # fmt: skip
 FSDP_CASES = [
     ("sft", "full", 27, "fp32"),
     ("dpo", "lora", 29, "fp32"),
     ("dpo", "full", 27, "fp32"),
     ("dpo", "lora", 25, "bf16"),
+    ("ref", "full", 27, "fp32"),
+    ("ref", "lora", 29, "fp32"),
 ]
 ALL_CASES = """
 import json, os, sys
@@ -222,6 +225,14 @@ def test_two_processes_give_the_weights_and_the_losses_of_one(by_two, model, tmp
     alike = ["steps", "examples", "tokens", "loss_first", "loss_last", "micro_batch_size"]
     alike += ["reward_margin_first", "logp_chosen_first"] if what != "sft" else []
     assert [told[name] for name in alike] == pytest.approx([metrics[name] for name in alike], abs=1e-3)
+
+
+def test_a_reference_that_processes_precompute_together_is_that_of_one_process(by_two, by_fsdp):
+    """Beyond the cases "ref" above, where both sides might be wrong alike."""
+    assert largest_difference(by_two / "ref-full-27", by_two / "dpo-full-27") < 2e-6
+    assert largest_difference(by_two / "ref-lora-25", by_two / "dpo-lora-25") < 2e-6
+    assert largest_difference(by_fsdp / "ref-full-27-fp32", by_fsdp / "dpo-full-27-fp32") < 2e-6
+    assert largest_difference(by_fsdp / "ref-lora-29-fp32", by_fsdp / "dpo-lora-29-fp32") < 2e-6
 
 
 def test_the_first_process_alone_writes_and_what_it_writes_is_what_one_process_writes(by_two, model, tmp_path):

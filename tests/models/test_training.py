@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOTrainer
 
 from self_reward import texts
 from self_reward.errors import TryAgain, UserError
@@ -166,8 +168,9 @@ def test_full_dpo_has_the_start_model_as_reference(policy, tmp_path, precompute,
     assert (logits(load(tmp_path / "dpo")) - logits(load(policy))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("finetune", "dropout"), [("full", 0.0)])
+@pytest.mark.parametrize(("finetune", "dropout"), [("full", 0.0), ("full", 0.3), ("lora", 0.3)])
 def test_precomputed_reference_gives_the_same_weights(policy, tmp_path, finetune, dropout):
+    """Also the same dropout, with random numbers that computing the reference must not use up."""
     for precompute in (False, True):
         train(
             "dpo", policy, make_pairs(19), tmp_path / str(precompute), finetune=finetune, dropout=dropout, epochs=2,
@@ -175,6 +178,22 @@ def test_precomputed_reference_gives_the_same_weights(policy, tmp_path, finetune
         )  # fmt: skip
     one, two = weights(tmp_path / "False"), weights(tmp_path / "True")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_precomputed_reference_is_kept_for_a_resumed_training(policy, tmp_path, monkeypatch):
+    computed = []
+    compute = DPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", lambda *words: (computed.append(1), compute(*words))[1])
+    options = {"finetune": "full", "precompute_reference": True, "checkpoint_dir": tmp_path / "partial"}
+    train("dpo", policy, make_pairs(16), tmp_path / "first", checkpoint_steps=1, **options)
+    assert len(computed) == 2
+    shutil.rmtree(tmp_path / "partial/checkpoint-2")
+    train("dpo", policy, make_pairs(16), tmp_path / "again", checkpoint_steps=1, **options)
+    assert len(computed) == 2
+    one, two = weights(tmp_path / "first"), weights(tmp_path / "again")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    train("dpo", policy, make_pairs(16, seed=1), tmp_path / "other", **options | {"beta": 0.2})
+    assert len(computed) == 4
 
 
 # ---- B9, B15, B16: what the loss is on
