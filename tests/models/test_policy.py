@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,27 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from self_reward.models import engines as samplers
-from self_reward.models.engines import Sample
-from self_reward.models.generation import generate
-from tests.support.tiny import make_tiny_model
+from self_reward.errors import UserError
+from self_reward.method.asking import Sample
+from self_reward.models import chat, policy
+from self_reward.models.job import Job, no_progress
+from self_reward.models.policy import Policy
+from tests.support.engines import load_engine, sampling
+from tests.support.tiny import make_tokenizer
 
-SETTINGS = {"n": 2, "temperature": 0.7, "top_p": 0.9, "max_tokens": 20, "stop_token_ids": [3], "seed": 1}
+ROOT = Path(__file__).parents[2]
+SAMPLING = sampling(temperature=0.7, top_p=0.9, max_tokens=20)
 PROMPTS = [[2, 7 + i % 30, 8 + i % 11] * (1 + i % 4) for i in range(48)]
 
 PROGRAM = """
-import json, sys
+import sys
 from pathlib import Path
-from self_reward.models import engines as sampler
-from self_reward.models.generation import generate
-model, partial, request = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-generate(sampler.load("transformers", model, batch_size=4), partial=partial, **request)
+from tests.models import test_policy as t
+t.generate(t.load_engine("transformers", Path(sys.argv[1]), batch_size=4), Path(sys.argv[2]), **t.LONG)
 """
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
+def generate(
+    sampler, folder, prompts=PROMPTS, *, n=2, sampling=SAMPLING, stops=(3,), seed=1, progress=no_progress, shard=(0, 1)
+):
+    return policy.generate(sampler, prompts, n, sampling, list(stops), Job(folder, seed, progress, shard))
 
 
 class Counting:
@@ -41,38 +45,35 @@ class Counting:
     def __init__(self):
         self.skipped: list[set[int]] = []
 
-    def sample(self, prompts, *, n, done, **settings):
+    def sample(self, prompts, n, sampling, stop_token_ids, seed, done):
         self.skipped.append(set(done))
         for index in reversed(range(len(prompts))):
             if index not in done:
                 yield index, [Sample(f"{index} é\n", prompts[index], "stop")] * n
 
 
-def test_shards_are_disjoint_and_together_the_undivided_run(tmp_path, model_dir, caplog):
-    """48 prompts in chunks of 4 over 5 shards: 12 chunks, so 3, 3, 2, 2, 2; and of 13 shards one has nothing to do."""
-    sampler = samplers.load("transformers", model_dir, batch_size=4)
-    whole = generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path / "whole")
+def test_shards_are_disjoint_and_together_the_undivided_run(tmp_path, tiny_model, caplog):
+    """48 prompts in chunks of 4 over 5 shards: 12 chunks, so 3, 3, 2, 2, 2; and of 13 shards one has no work."""
+    sampler = load_engine("transformers", tiny_model, batch_size=4)
+    whole = generate(sampler, tmp_path / "whole")
     seen: list[tuple[int, int]] = []
     parts = [
         generate(
-            sampler, PROMPTS, **SETTINGS, partial=tmp_path / str(i), shard=(i, 5),
-            progress=lambda done, total: seen.append((done, total)),
+            sampler, tmp_path / str(i), shard=(i, 5), progress=lambda done, total, what: seen.append((done, total))
         )
         for i in range(5)
-    ]  # fmt: skip
+    ]
     assert [sum(map(bool, part)) for part in parts] == [12, 12, 8, 8, 8]
     assert {total for _, total in seen} == {12, 8} and seen[-1] == (8, 8)
     for index, expected in enumerate(whole):
         assert [part[index] for part in parts if part[index]] == [expected]
-    assert not any(generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path / "idle", shard=(12, 13)))
-    assert "shard 12/13 has nothing to do: 48 prompts make 12 chunks" in caplog.text
+    assert not any(generate(sampler, tmp_path / "idle", shard=(12, 13)))
+    assert "shard 12/13 has no work: 48 prompts make 12 chunks" in caplog.text
 
 
 def test_order_text_and_progress(tmp_path):
     seen: list[tuple[int, int]] = []
-    found = generate(
-        Counting(), PROMPTS[:5], **SETTINGS, partial=tmp_path, progress=lambda done, total: seen.append((done, total))
-    )
+    found = generate(Counting(), tmp_path, PROMPTS[:5], progress=lambda done, total, what: seen.append((done, total)))
     assert [answers[0].text for answers in found] == [f"{i} é\n" for i in range(5)]
     assert [answers[1].token_ids for answers in found] == PROMPTS[:5]
     assert seen == [(done, 5) for done in range(6)]
@@ -80,40 +81,42 @@ def test_order_text_and_progress(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 30, 200])
 def test_a_half_written_line_is_dropped_and_the_rest_kept(tmp_path, cut):
-    whole = generate(Counting(), PROMPTS, **SETTINGS, partial=tmp_path)
+    whole = generate(Counting(), tmp_path)
     path = tmp_path / "samples.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     left = path.read_bytes().count(b"\n") - 1
     sampler = Counting()
-    assert generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path) == whole
+    assert generate(sampler, tmp_path) == whole
     assert [len(done) for done in sampler.skipped] == [left]
     indices = [json.loads(line)["index"] for line in path.read_bytes().splitlines()[1:]]
     assert sorted(indices) == list(range(len(PROMPTS)))
 
 
 def test_zeros_left_by_a_crash_of_the_machine_are_cut(tmp_path):
-    whole = generate(Counting(), PROMPTS, **SETTINGS, partial=tmp_path)
+    whole = generate(Counting(), tmp_path)
     path = tmp_path / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + b"\0" * 40 + b"\n" + b"".join(lines[6:]))
     sampler = Counting()
-    assert generate(sampler, PROMPTS, **SETTINGS, partial=tmp_path) == whole
+    assert generate(sampler, tmp_path) == whole
     assert [len(done) for done in sampler.skipped] == [4]
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"n": 3}, {"temperature": 0.8}, {"stop_token_ids": [4]}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"n": 3}, {"sampling": SAMPLING.model_copy(update={"temperature": 0.8})}, {"stops": [4]}]
+)
 def test_a_partial_file_of_other_work_is_not_taken(tmp_path, change):
-    generate(Counting(), PROMPTS, **SETTINGS, partial=tmp_path)
+    generate(Counting(), tmp_path)
     sampler = Counting()
-    found = generate(sampler, PROMPTS, **{**SETTINGS, **change}, partial=tmp_path)
+    found = generate(sampler, tmp_path, **change)
     assert sampler.skipped == [set()]
-    assert all(len(answers) == {**SETTINGS, **change}["n"] for answers in found)
+    assert all(len(answers) == change.get("n", 2) for answers in found)
 
 
 def test_a_partial_file_of_other_prompts_is_not_taken(tmp_path):
-    generate(Counting(), PROMPTS, **SETTINGS, partial=tmp_path)
+    generate(Counting(), tmp_path)
     sampler = Counting()
-    generate(sampler, [*PROMPTS[:-1], [9]], **SETTINGS, partial=tmp_path)
+    generate(sampler, tmp_path, [*PROMPTS[:-1], [9]])
     assert sampler.skipped == [set()]
 
 
@@ -121,28 +124,29 @@ def test_b18_the_partial_file_is_only_appended_to(tmp_path):
     path = tmp_path / "samples.jsonl"
     sizes, starts, files = [], [], set()
 
-    def look(done: int, total: int) -> None:
+    def look(done: int, total: int, what: str) -> None:
         content = path.read_bytes()
         sizes.append(len(content))
         starts.append(content[: sizes[1] if len(sizes) > 1 else 0])
         files.add(path.stat().st_ino)
 
-    generate(Counting(), [[7, 8]] * 50, **SETTINGS, partial=tmp_path, progress=look)
+    generate(Counting(), tmp_path, [[7, 8]] * 50, progress=look)
     grown = [b - a for a, b in itertools.pairwise(sizes[1:])]
     assert len(grown) == 49 and max(grown) - min(grown) <= 4  # a row's own bytes and no more, the last as the first
     assert len(files) == 1 and len(set(starts[2:])) == 1
 
 
-def test_sigkill_in_the_middle_changes_nothing(tmp_path, model_dir):
-    request = {"prompts": PROMPTS, **SETTINGS, "max_tokens": 100, "stop_token_ids": []}
-    sampler = samplers.load("transformers", model_dir, batch_size=4)
-    undisturbed = generate(sampler, **request, partial=tmp_path / "undisturbed")
+LONG = {"sampling": SAMPLING.model_copy(update={"max_tokens": 100}), "stops": []}
+
+
+def test_sigkill_in_the_middle_changes_nothing(tmp_path, tiny_model):
+    sampler = load_engine("transformers", tiny_model, batch_size=4)
+    undisturbed = generate(sampler, tmp_path / "undisturbed", **LONG)
     partial = tmp_path / "killed"
     path = partial / "samples.jsonl"
-    root = Path(__file__).parents[2]
     child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(model_dir), str(partial), json.dumps(request)],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", PROGRAM, str(tiny_model), str(partial)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     try:
         deadline = time.monotonic() + 120
@@ -155,6 +159,117 @@ def test_sigkill_in_the_middle_changes_nothing(tmp_path, model_dir):
     done = path.read_bytes().count(b"\n") - 1
     assert 0 < done < len(PROMPTS)
     seen: list[int] = []
-    again = generate(sampler, **request, partial=partial, progress=lambda done, total: seen.append(done))
+    again = generate(sampler, partial, **LONG, progress=lambda done, total, what: seen.append(done))
     assert seen[0] == done
     assert again == undisturbed
+
+
+# ---- asking in texts
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    return load_engine("transformers", tiny_model, batch_size=4)
+
+
+NAMES = "ant bat cat dog eel fox goat hen".split()
+TEXTS = [" ".join(NAMES[(i * j) % 8] for j in range(1 + i % 5)) for i in range(12)]
+
+
+def test_a_policy_asks_with_the_tokens_of_chat_and_gives_each_texts_samples_in_order(tmp_path, engine):
+    seen: list[tuple[int, int]] = []
+    job = Job(tmp_path / "job", 5, lambda done, total, what: seen.append((done, total)))
+    found = Policy(engine, engine.tokenizer, job).ask(TEXTS, SAMPLING, n=2)
+    prompts = [chat.prompt_ids(engine.tokenizer, text) for text in TEXTS]
+    stops = chat.stop_token_ids(engine.tokenizer)
+    assert stops == [3]
+    expected = generate(engine, tmp_path / "expected", prompts, stops=stops, seed=5)
+    assert found == expected and len({samples[0].text for samples in found}) > 6
+    assert seen == [(0, 12), *[(done, 12) for done in range(1, 13)]]
+    assert (tmp_path / "job/samples.jsonl").read_bytes() == (tmp_path / "expected/samples.jsonl").read_bytes()
+
+
+def test_a_part_has_a_separate_folder_and_a_seed_offset_other_samples(tmp_path, engine):
+    asked = Policy(engine, engine.tokenizer, Job(tmp_path, 5))
+    first, again = (asked.ask(TEXTS, SAMPLING, part=part) for part in ("round-0", "answers"))
+    assert first == again
+    other = asked.ask(TEXTS, SAMPLING, part="round-1", seed_offset=1)
+    assert other != first
+    assert other == Policy(engine, engine.tokenizer, Job(tmp_path / "six", 6)).ask(TEXTS, SAMPLING)
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jsonl")}
+    assert kept == {f"{part}/samples.jsonl" for part in ("round-0", "answers", "round-1", "six")}
+
+
+def test_a_policy_resumes_a_part_and_not_from_another_ones_answers(tmp_path):
+    tokenizer, job = make_tokenizer(), Job(tmp_path, 1)
+    whole = Policy(Counting(), tokenizer, job).ask(TEXTS, SAMPLING, part="answers")
+    path = tmp_path / "answers/samples.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    sampler = Counting()
+    resumed = Policy(sampler, tokenizer, job)
+    assert resumed.ask(TEXTS, SAMPLING, part="answers") == whole
+    assert resumed.ask(TEXTS, SAMPLING, part="judgements") == whole
+    assert [len(done) for done in sampler.skipped] == [4, 0]
+
+
+def test_a_policy_of_a_shard_answers_its_part_of_the_texts_only(tmp_path, engine):
+    whole = Policy(engine, engine.tokenizer, Job(tmp_path, 5)).ask(TEXTS, SAMPLING, part="whole")
+    parts = [
+        Policy(engine, engine.tokenizer, Job(tmp_path / str(i), 5, shard=(i, 2))).ask(TEXTS, SAMPLING) for i in range(2)
+    ]
+    assert sorted(sum(map(bool, part)) for part in parts) == [4, 8]
+    assert [first or second for first, second in zip(*parts, strict=True)] == whole
+    assert not any(first and second for first, second in zip(*parts, strict=True))
+
+
+def test_choice_logprobs_are_those_of_the_next_word_of_the_begun_answer(tmp_path, engine):
+    """Against a forward pass by hand, at the position after `score :`."""
+    import torch
+
+    digits = list("012345")
+    begun = [(text, f"{text} score : ") for text in TEXTS]
+    found = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(begun, digits)
+    ids = engine.tokenizer.convert_tokens_to_ids(digits)
+    for (question, answer), row in zip(begun, found, strict=True):
+        asked = chat.prompt_ids(engine.tokenizer, question)
+        asked += engine.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            expected = engine.model(torch.tensor([asked])).logits[0, -1, ids].log_softmax(-1)
+        assert row == pytest.approx(expected.tolist(), abs=1e-4)
+        assert sum(map(math.exp, row)) == pytest.approx(1)
+
+
+def test_choices_after_a_text_that_fills_the_models_length_have_no_logprobs(tmp_path, engine):
+    """256 tokens: <s>, <|user|>, question, <|assistant|>, answer, and the choice itself."""
+    texts = [" ".join(["ant"] * count) for count in (251, 252, 253)]
+    found = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(
+        [(text, "score ") for text in texts] + [("ant", "score ")], ["1", "2"]
+    )
+    assert [row is None for row in found] == [False, True, True, False]
+
+
+def bpe(texts):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_choices_are_told_apart_also_where_the_tokenizer_joins_them_with_the_space():
+    tokenizer = bpe([f"fine answer. Score: {digit}" for digit in range(6)] * 50)
+    before, tokens = policy.next_tokens(tokenizer, "fine answer. Score: ", list("012345"))
+    assert len(set(tokens)) == 6
+    for digit, token in enumerate(tokens):
+        assert tokenizer.decode([*before, token]) == f"fine answer. Score: {digit}"
+    assert tokenizer.decode([tokens[0]]) == " 0"  # joined: asking for "0" alone would have been another token
+
+
+def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused(tmp_path):
+    tokenizer = make_tokenizer(["score", ":"])
+    with pytest.raises(UserError, match="judge_forced_score: this tokenizer has no separate token for each score"):
+        policy.next_tokens(tokenizer, "score : ", list("012345"))
