@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bench import prompts, table
 from self_reward.method.prompts import PromptFilter
+from self_reward.parameters.settings import PromptRules
 
 SIMILARITY = 0.7
 BATCH = 20_000
@@ -32,7 +33,7 @@ def main() -> int:
 
     made = prompts.make(options.prompts, options.seed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    keep = PromptFilter(similarity=SIMILARITY)
+    keep = PromptFilter([], PromptRules(similarity=SIMILARITY, min_words=1, max_words=1000, keywords=[]))
     reasons = []
     begun, cpu = time.perf_counter(), time.process_time()
     for start in tqdm(range(0, len(made), BATCH), desc="filter", unit_scale=BATCH, mininterval=5):

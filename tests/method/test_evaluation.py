@@ -3,6 +3,8 @@ import pytest
 from self_reward.errors import UserError
 from self_reward.method import evaluation
 from self_reward.method.scoring import Judgement
+from tests.support.engines import sampling
+from tests.support.saying import Saying
 
 
 def judged(score):
@@ -29,6 +31,33 @@ def test_ranked_responses_are_matched_with_their_judgements_in_order():
     groups = [("p", [("good", 0.0), ("bad", 1.0)]), ("q", [("bad", 1.0), ("good", 0.0), ("fair", 0.5)])]
     found = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
     assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
+
+
+def test_a_checkpoints_answers_are_measured_apart_from_the_ranked_responses():
+    policy = Saying(lambda text, i: f"{text} is nice" if text == "ant" else "no")
+    groups = [("goat", [("good", 0.0), ("bad", 1.0)])]
+    scores = {"ant is nice": 4.0, "no": None, "good": 3.0, "bad": 0.0}
+    asked = []
+
+    def judge(answers):
+        asked.extend(answers)
+        return [judged(scores[response]) for _, response in answers]
+
+    measured = evaluation.measure(
+        policy, ["ant", "bat"], groups, answering=sampling(0.5), judge=judge, verifier=lambda p, r: len(r), perfect=3
+    )
+    assert [(one.texts, one.sampling, one.n, one.part) for one in policy.asked] == [
+        (["ant", "bat"], sampling(0.5), 1, "answers")
+    ]
+    assert asked == [("ant", "ant is nice"), ("bat", "no"), ("goat", "good"), ("goat", "bad")]
+    assert measured["prompts"] == 2 and measured["truncated"] == 0
+    assert measured["verifier"] == {"reward": {"mean": 6.5, "se": 4.5, "n": 2}}
+    assert measured["judge"]["parse_rate"] == 0.75 and measured["judge"]["mean_score"] == 4.0
+    assert measured["judge"]["verifier_n"] == 1
+    agreement = measured["judge"]["agreement"]
+    assert (agreement["groups"], agreement["pairwise_accuracy"], agreement["five_best"]) == (1, 1.0, 1.0)
+    assert (measured["tokens"]["min"], measured["tokens"]["max"]) == (1, 3)
+    assert measured["samples"] == [{"prompt": p, "response": r} for p, r in asked[:2]]
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,17 @@ import pytest
 
 from self_reward.errors import UserError
 from self_reward.method import new_prompts, prompts
+from self_reward.parameters.settings import PromptRules, Writing
 
 SEEDS = [f"name the capital of country number {i} please" for i in range(20)]
-SETTINGS = {
-    "template": "Examples:\n{examples}\nTask 9:", "count": 10, "seed_shots": 6, "generated_shots": 2,
-    "max_requests": 200, "min_yield": 0.02, "seed": 0,
-}  # fmt: skip
+TEMPLATE = "Examples:\n{examples}\nTask 9:"
+WRITING = Writing(num_prompts=10, prompt_max_requests=20)
+RULES = PromptRules(similarity=1.0, min_words=2, max_words=50, keywords=[])
 
 
-def accept(**changes):
-    return prompts.PromptFilter(
-        SEEDS, **{"similarity": 1.0, "min_words": 2, "max_words": 50, "keywords": [], "pattern": None, **changes}
-    )
-
-
-def run(ask, **changes):
-    return new_prompts.write(ask, SEEDS, accept(), **{**SETTINGS, **changes})
+def run(ask, seed=0, **writing):
+    accept = prompts.PromptFilter(SEEDS, RULES)
+    return new_prompts.write(ask, SEEDS, accept, TEMPLATE, WRITING.model_copy(update=writing), seed)
 
 
 def test_enough_new_prompts_are_written_and_generated_ones_become_shots():
@@ -38,7 +33,7 @@ def test_b2_seed_prompts_never_come_back():
     def ask(number, requests):
         return [(SEEDS[0], "stop"), (f"write something new {number}", "stop")] * (len(requests) // 2 + 1)
 
-    written = run(ask, min_yield=0.0)
+    written = run(ask, min_prompt_yield=0.0)
     assert not set(written.prompts) & set(SEEDS)
     assert written.reasons["exact"] > 0
 
@@ -50,7 +45,7 @@ def test_b20_the_loop_is_bounded_and_seeded():
         asked.append(len(requests))
         return [("the same new prompt", "stop") for _ in requests]
 
-    written = run(ask, min_yield=0.0, max_requests=50)
+    written = run(ask, min_prompt_yield=0.0, prompt_max_requests=5)
     assert sum(asked) == written.requests == 50
     assert written.prompts == ["the same new prompt"]
 
@@ -78,9 +73,9 @@ def test_too_small_a_share_of_usable_prompts_is_an_error_after_the_first_round()
         return [(f"write about thing {i}" if i % 10 == 0 else "no", "stop") for i in range(20)]
 
     with pytest.raises(UserError, match=r"cannot write prompts: 2 of 20 are usable \(too_short 18\)"):
-        run(ask, min_yield=0.11)
+        run(ask, min_prompt_yield=0.11)
     assert rounds == [0]
-    assert len(run(ask, min_yield=0.1, count=2).prompts) == 2
+    assert len(run(ask, min_prompt_yield=0.1, num_prompts=2).prompts) == 2
 
 
 def test_a_cut_off_prompt_is_not_taken():

@@ -7,6 +7,12 @@ from hypothesis import strategies as st
 from self_reward import texts
 from self_reward.errors import UserError
 from self_reward.method.prompts import PromptFilter, choose_shots, few_shot_prompt, held_out, parse_prompts, prompt_id
+from self_reward.parameters.settings import PromptRules
+from self_reward.parameters.sources import parse
+from self_reward.parameters.stages import GenPrompts
+
+SIMILARITY = PromptRules(min_words=1, max_words=1000, keywords=[])  # the one rule of most tests here
+EQUALITY = SIMILARITY.model_copy(update={"similarity": 1.0})
 
 
 def test_the_request_shows_numbered_examples():
@@ -90,7 +96,7 @@ def test_b2_seed_prompts_do_not_come_back():
     completion = "Task 3: Explain tides to a child.\nTask 4: Write a haiku about rain."
     found = parse_prompts(completion)
     assert not any(line in found for line in request.splitlines())
-    keep = PromptFilter(seeds)
+    keep = PromptFilter(seeds, SIMILARITY)
     assert [p for p, reason in zip(found, keep.take(found), strict=True) if not reason] == ["Explain tides to a child."]
 
 
@@ -124,9 +130,8 @@ def test_prompt_id_and_held_out_depend_on_the_text_alone():
 
 
 def test_the_filter_gives_its_reason():
-    keep = PromptFilter(
-        ["Write a haiku about the rain"], min_words=2, max_words=8, keywords=["draw", "go to"], pattern="^[A-Z]"
-    )
+    rules = PromptRules(min_words=2, max_words=8, keywords=["draw", "go to"], pattern="^[A-Z]")
+    keep = PromptFilter(["Write a haiku about the rain"], rules)
     reasons = {
         "  ": "empty",
         "Run": "too_short",
@@ -143,26 +148,33 @@ def test_the_filter_gives_its_reason():
 
 
 def test_prompts_taken_at_once_are_compared_with_those_before_them():
-    keep = PromptFilter(["Write a haiku about the rain"])
+    keep = PromptFilter(["Write a haiku about the rain"], SIMILARITY)
     taken = ["Write a haiku about the snow", "Name a bird", "Name  a bird", "Name a bird now", "Say no more to me"]
     assert keep.take([*taken, taken[0]]) == ["similar", None, "exact", "similar", None, "similar"]
     keep.add(["Who was it that did it", "Who was it that did it"])
     assert keep.take(["Who was it that did that", "Name a bird"]) == ["similar", "exact"]
-    assert PromptFilter(similarity=1.0).take(["a  b", "a b", "a c"]) == [None, "exact", None]
+    assert PromptFilter([], EQUALITY).take(["a  b", "a b", "a c"]) == [None, "exact", None]
 
 
-def test_the_filter_refuses_bad_parameters():
-    with pytest.raises(UserError, match="regular expression"):
-        PromptFilter(pattern="(")
-    with pytest.raises(UserError, match="similarity"):
-        PromptFilter(similarity=0)
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--prompt_pattern=(", "prompt_pattern is not a regular expression: "),
+        ("--prompt_similarity=0", "prompt_similarity = '0'"),
+        ("--prompt_similarity=1.1", "prompt_similarity = '1.1'"),
+    ],
+)
+def test_rules_that_cannot_be_used_are_refused_where_parameters_are_read(flag, said):
+    with pytest.raises(UserError) as error:
+        parse(GenPrompts, "", [flag], {})
+    assert said in str(error.value)
 
 
 def test_similarity_one_compares_the_text_alone():
-    keep = PromptFilter(["write a haiku"], similarity=1.0)
+    keep = PromptFilter(["write a haiku"], EQUALITY)
     assert keep.take(["write a haiku!", "write  a haiku"]) == [None, "exact"]
 
 
 def test_b20_other_scripts_are_not_all_the_same():
-    keep = PromptFilter(["写一首关于雨的诗"])
+    keep = PromptFilter(["写一首关于雨的诗"], SIMILARITY)
     assert keep.take(["解释潮汐", "写一首关于雨的诗", "解释潮汐"]) == [None, "exact", "exact"]

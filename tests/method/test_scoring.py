@@ -2,54 +2,75 @@ import math
 
 import pytest
 
-from self_reward.errors import UserError
 from self_reward.method import judge, scoring
-from self_reward.models import engines as sampler
-from tests.support.tiny import make_tiny_model, make_tokenizer
+from self_reward.models import chat
+from self_reward.models.job import Job
+from self_reward.models.policy import Policy
+from self_reward.parameters.settings import Judging, Scale
+from tests.support.engines import load_engine
+from tests.support.saying import Saying
 
 RUBRIC = "judge the response <response> {response} </response> of {prompt} . score : 0 1 2 3 4 5"
+JUDGING = Judging(temperature=1.0, top_p=1.0, max_tokens=12)
+FORCED = JUDGING.model_copy(update={"forced_score": True})
+ANSWER = ("ant", "bat")
+OTHER = ("cat", "dog")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return sampler.load("transformers", folder, batch_size=8), make_tokenizer()
-
-
-def score(tiny, answers, tmp_path, **changes):
-    settings = {
-        "rubric": RUBRIC, "votes": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 12, "forced": False,
-        "low": 0, "high": 5, "seed": 0, "partial": tmp_path,
-    }  # fmt: skip
-    return scoring.score(*tiny, answers, **{**settings, **changes})
-
-
-def test_equal_answers_are_judged_once_and_share_their_votes(tiny, tmp_path):
-    seen = []
-    judged = score(
-        tiny, [("ant", "bat"), ("cat", "dog"), ("ant", "bat")], tmp_path, progress=lambda n, total: seen.append(total)
-    )
+def test_equal_answers_are_judged_once_and_share_their_votes():
+    policy = Saying(lambda text, i: f"{'ant' in text} score : {i}")
+    judged = scoring.score(policy, [ANSWER, OTHER, ANSWER], RUBRIC, Scale(), JUDGING, votes=3, part="votes")
     assert judged[0] is judged[2] and judged[0] != judged[1]
-    assert set(seen) == {2}
-    assert [len(j.reasoning) for j in judged] == [3, 3, 3]
+    (asked,) = policy.asked
+    assert asked.texts == [judge.judge_prompt(RUBRIC, *answer) for answer in (ANSWER, OTHER)]
+    assert (asked.sampling, asked.n, asked.part) == (JUDGING, 3, "votes")
+    assert [j.reasoning for j in judged[:2]] == [[f"{word} score : {i}" for i in range(3)] for word in (True, False)]
 
 
-def test_b12_b14_the_score_is_the_mean_of_the_readable_votes(tiny, tmp_path, monkeypatch):
-    said = iter(["score : 4", "nothing", "score : 1"])
-    real = judge.parse_score
-    monkeypatch.setattr(judge, "parse_score", lambda text, low, high: real(next(said), low, high))
-    (judged,) = score(tiny, [("ant", "bat")], tmp_path)
+def test_b12_b14_the_score_is_the_mean_of_the_readable_votes():
+    said = ["score : 4", "nothing", "score : 1"]
+    (judged,) = scoring.score(Saying(lambda text, i: said[i]), [ANSWER], RUBRIC, Scale(), JUDGING, votes=3)
     assert judged.votes == [4.0, None, 1.0] and judged.score == 2.5
+    assert judged.reasoning == said
 
 
-def test_a_forced_score_is_the_expected_value_over_the_digits(tiny, tmp_path):
+def test_votes_outside_the_scale_are_not_read():
+    said = ["score : 9", "score : 1", "score : 3"]
+    (judged,) = scoring.score(Saying(lambda text, i: said[i]), [ANSWER], RUBRIC, Scale(min=2, max=5), JUDGING, votes=3)
+    assert judged.votes == [None, None, 3.0] and judged.score == 3.0
+
+
+@pytest.mark.parametrize("judging", [JUDGING, FORCED], ids=["read", "forced"])
+def test_a_response_of_another_shard_has_no_votes(judging):
+    policy = Saying(lambda text, i: "score : 2" if "ant" in text else None, lambda question, begun: [0.0, -math.inf])
+    other, own = scoring.score(policy, [OTHER, ANSWER], RUBRIC, Scale(min=2, max=3), judging, votes=2)
+    assert (other.votes, other.reasoning, other.score) == ([], [], None)
+    assert own.votes == [2.0, 2.0] and own.score == 2.0
+
+
+def test_a_forced_score_is_asked_for_after_each_justification_and_unreadable_without_room():
+    begun = [judge.score_prefix(text) for text in ("fine .", "good . Score: 2")]
+    assert begun == ["fine .\nScore: ", "good . Score: "]
+    seen = []
+
+    def logprobs(question, answer):
+        seen.append((question, answer))
+        return [math.log(0.25), -math.inf, math.log(0.75)] if answer == begun[0] else None
+
+    policy = Saying(lambda text, i: ("fine .", "good . Score: 2")[i], logprobs)
+    (judged,) = scoring.score(policy, [ANSWER], RUBRIC, Scale(min=1, max=3), FORCED, votes=2)
+    assert seen == [(judge.judge_prompt(RUBRIC, *ANSWER), text) for text in begun]
+    assert judged.votes == [pytest.approx(2.5), None] and judged.score == pytest.approx(2.5)
+
+
+def test_a_forced_score_is_the_expected_value_over_the_digits(tiny_model, tmp_path):
     """Against a forward pass by hand: softmax over the six digits at the position after `score :`."""
     import torch
 
-    from self_reward.models import chat
-
-    judged = score(tiny, [("ant", "bat")], tmp_path, forced=True, votes=2)[0]
-    engine, tokenizer = tiny
+    engine = load_engine("transformers", tiny_model, batch_size=8)
+    tokenizer = engine.tokenizer
+    policy = Policy(engine, tokenizer, Job(tmp_path, 0))
+    (judged,) = scoring.score(policy, [ANSWER], RUBRIC, Scale(), FORCED, votes=2)
     digits = tokenizer.convert_tokens_to_ids(list("012345"))
     for vote, text in zip(judged.votes, judged.reasoning, strict=True):
         question = chat.prompt_ids(tokenizer, judge.judge_prompt(RUBRIC, "ant", "bat"))
@@ -59,29 +80,3 @@ def test_a_forced_score_is_the_expected_value_over_the_digits(tiny, tmp_path):
         expected = (torch.softmax(logits, 0) * torch.arange(6)).sum().item()
         assert math.isclose(vote, expected, abs_tol=1e-4)
     assert judged.score == pytest.approx(sum(judged.votes) / 2)
-
-
-def bpe(texts):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def test_digits_are_told_apart_also_where_the_tokenizer_joins_them_with_the_space():
-    tokenizer = bpe([f"fine answer. Score: {digit}" for digit in range(6)] * 50)
-    before, choices = scoring.forced_choices(tokenizer, "fine answer. Score: ", range(6))
-    assert len(set(choices)) == 6
-    for digit, choice in enumerate(choices):
-        assert tokenizer.decode([*before, choice]) == f"fine answer. Score: {digit}"
-    assert tokenizer.decode([choices[0]]) == " 0"  # joined: asking for "0" alone would have been another token
-
-
-def test_a_tokenizer_that_cannot_tell_the_digits_apart_is_refused():
-    with pytest.raises(UserError, match="judge_forced_score"):
-        scoring.forced_choices(make_tokenizer(["score", ":"]), "score : ", range(6))
