@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from self_reward.parameters import generated
-from self_reward.run import stage
+from self_reward.run import process
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_the_exit_codes_are_those_of_the_stages():
     told = {int(code): again for codes, _, again in rows for code in codes.split(",")}
     assert set(told) == {0, 1, 2, 75, 137, 143, 64, 65}
     for code in (0, 1, 2, 75, 143):
-        assert re.search(rf"\b{code}\b", stage.__doc__ or "")
+        assert re.search(rf"\b{code}\b", process.__doc__ or "")
     leaves = yaml.safe_load((ROOT / "argo/templates/stages.yaml").read_text(encoding="utf-8"))["spec"]["templates"]
     for leaf in leaves:
         retried = re.search(r"exitCode\) in \[([\d, ]+)\]", leaf["retryStrategy"]["expression"])
