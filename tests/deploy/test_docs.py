@@ -40,3 +40,13 @@ def test_the_readme_links_every_stage_and_the_index_every_page():
     assert len(stages) == 8 and [name for name in stages if f"(stages/{name})" not in readme] == []
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "README.md" and f"]({p.name})" not in index] == []
+
+
+def test_every_test_file_that_guards_a_bug_exists():
+    rows = re.findall(r"^\| (B\d+[B\d ]*) \|.*\| (.+) \|$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) == 17
+    for bugs, guards in rows:
+        folder = ""
+        for name in re.findall(r"[a-z_/]*test_[a-z_]+\.py", guards):
+            folder = name.rpartition("/")[0] or folder  # a bare name is in the folder of the one before
+            assert (ROOT / folder / name.rpartition("/")[2]).is_file(), f"{bugs}: {name}"
