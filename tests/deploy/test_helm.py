@@ -330,9 +330,7 @@ def test_every_value_that_concerns_the_workflow_has_a_case():
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (argo.ROOT / "presets").glob("*.yaml")))
 def test_a_preset_means_what_its_file_means_to_the_programs(preset, monkeypatch):
     declared = argo.run_parameters(rendered({"preset": preset}))
-    monkeypatch.setenv(
-        sources.ENVIRONMENT, json.dumps([{"name": n, "value": p["value"]} for n, p in declared.items()])
-    )
+    monkeypatch.setenv(sources.ENVIRONMENT, json.dumps([{"name": n, "value": p["value"]} for n, p in declared.items()]))
     by_chart = sources.parse(Plan, "", [])
     monkeypatch.delenv(sources.ENVIRONMENT)
     by_file = sources.parse(Plan, "", ["--parameter_file", str(argo.ROOT / "presets" / f"{preset}.yaml")])
