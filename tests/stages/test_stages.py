@@ -18,6 +18,7 @@ ROOMS = [
     *(
         "errors",
         "disk",
+        "files",
         "texts",
         "parameters",
         "method",
