@@ -43,7 +43,8 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     part = partial(path)
     with lock(part) as file:  # its folder is made there
         try:
-            file.truncate(0)
+            if os.fstat(file.fileno()).st_size:  # left by a killed process
+                file.truncate(0)
             yield part
             if durable:
                 os.fsync(file.fileno())

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from self_reward import disk
+from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import train_group
 
@@ -48,11 +48,9 @@ def main(folder: Path, meeting: Path, parent: int) -> int:
             if rank == 0:
                 (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     except Exception as error:
-        found = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
-        part = folder / f"error-{rank}.part"
+        report = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
         try:
-            part.write_text(json.dumps(found, default=str), encoding="utf-8")
-            part.rename(folder / f"error-{rank}.json")
+            files.write_whole(folder / f"error-{rank}.json", json.dumps(report, default=str), durable=False)
         except OSError as untold:
             if disk.is_full(untold):  # the error, too, may be that the disk is full
                 _exit(train_group.DISK_FULL)

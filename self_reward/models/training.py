@@ -27,11 +27,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from self_reward import disk
+from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import base_model, train_group
 from self_reward.models.base_model import weights_dtype
-from self_reward.models.checkpoints import FILE_SIZE, copy_tokenizer, quiet, written_beside
+from self_reward.models.checkpoints import FILE_SIZE, copy_tokenizer, quiet
 
 log = logging.getLogger(__name__)
 
@@ -662,7 +662,7 @@ def _save(
     weights: dict[str, torch.Tensor] | None,
 ) -> None:
     """`weights`: the whole model's, where `model` holds a share of them."""
-    with written_beside(out) as part:
+    with files.whole_folder(out) as part:
         if finetune == "lora":
             model.save_pretrained(part, state_dict=weights)
             (part / "README.md").unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 
+from self_reward import files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import engines as samplers
 from self_reward.models import train_group, train_worker, training
@@ -407,7 +408,7 @@ def test_what_a_process_left_that_found_the_gpu_full_is_removed_by_one_process(m
 
 
 def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
-    (tmp_path / "error-0.part").symlink_to("/dev/full")
+    files.partial(tmp_path / "error-0.json").symlink_to("/dev/full")
     command = [
         sys.executable,
         "-m",
