@@ -120,7 +120,7 @@ def _take(file: BinaryIO, path: Path, shared: bool, end: float) -> None:
             return fcntl.flock(file, operation if end == math.inf else operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= end:
-                holder = os.pread(file.fileno(), 4096, 0).decode(errors="replace").strip()
+                holder = os.pread(file.fileno(), 1 << 16, 0).decode(errors="replace").strip()
                 raise Locked(path, holder) from None
             time.sleep(POLL_SECONDS)
         except OSError as error:

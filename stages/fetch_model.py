@@ -27,7 +27,7 @@ def fetch(p: parameters.Plan) -> None:
     started = time.monotonic()
     repository = stage.open_data_repo(p)
     snapshot = repository.resolve(p.revision)
-    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
     if missing:
         raise UserError(missing)
     if not inputs.needs_base:

@@ -122,7 +122,7 @@ def check(p: parameters.Plan) -> store.Snapshot:
     """The commit that the run starts from, all of whose data that the run reads is right."""
     repository = stage.open_data_repo(p)
     snapshot = repository.resolve()
-    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
     all_of(
         lambda: say(missing + in_the_way(p, snapshot)),
         lambda: repository.check_writable() if store.is_remote(p.data_repo) else None,
@@ -134,7 +134,7 @@ def check(p: parameters.Plan) -> store.Snapshot:
 
 def in_the_way(p, snapshot) -> list[str]:
     """Files of the user's where a later stage will write: it would refuse them only after the work before it."""
-    written = store.recorded_sha256(snapshot.small)
+    written = store.recorded_sha256(snapshot.contents)
     paths = {
         one.path.format(k=k): one.written_by
         for k in range(p.start_iteration, p.start_iteration + p.iterations)

@@ -11,16 +11,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from self_reward import disk, parameters
 from self_reward.cli import compare, data
 from self_reward.errors import UserError
 from self_reward.repository import artifacts
 from self_reward.run import stage
-from self_reward.store import Snapshot, is_remote
+from self_reward.store import Snapshot, Store
 from self_reward.store.errors import NotFound
-from self_reward.store.local.store import make_folder
 
 DATA = """self-reward data: look at a data repository, a folder or on a server, without the Oxen CLI.
 
@@ -141,7 +139,7 @@ def _data(name: str, given: argparse.Namespace, p: parameters.Export) -> list[st
     return data.get(store, snapshot, given.path, given.to, stage.Progress())
 
 
-def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[str]:
+def _diff(given: argparse.Namespace, p: parameters.Export, store: Store) -> list[str]:
     iterations = [bool(re.fullmatch(r"M\d+", revision)) for revision in (given.old, given.new)]
     if iterations[0] != iterations[1]:
         raise UserError(f"{given.old} and {given.new}: expected two commits, or two iterations such as M0 M1")
@@ -149,7 +147,7 @@ def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[s
         if iterations[0]:
             snapshot = _resolved(p, store, p.revision)
             return compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
-        branches = store.branches() if is_remote(p.data_repo) else {}
+        branches = store.branches()
         old, new = (
             store.on(word).resolve() if word in branches else _resolved(p, store, word)
             for word in (given.old, given.new)
@@ -158,25 +156,23 @@ def _diff(given: argparse.Namespace, p: parameters.Export, store: Any) -> list[s
 
 
 def _put(given: argparse.Namespace, p: parameters.Export) -> list[str]:
-    made = []
+    created = []
     if p.revision:
         raise UserError("--revision is for looking; put makes a new commit at the end of the branch")
-    if given.create_repo and not is_remote(p.data_repo):
-        make_folder(p.data_repo)
     store = stage.open_data_repo(p)
-    if given.create_repo and is_remote(p.data_repo) and not store.exists():
+    if given.create_repo and not store.exists():
         store.create()
-        made = [f"{p.data_repo}: created, private"]
+        created = [f"{p.data_repo}: created"]
     paths, commit = data.put(store, given.local, given.to, given.message)
     more = [f"and {len(paths) - 20} more"] if len(paths) > 20 else []
-    return [*made, *paths[:20], *more, f"commit {commit}" if commit else "nothing to commit, they are there already"]
+    return [*created, *paths[:20], *more, f"commit {commit}" if commit else "nothing to commit, they are there already"]
 
 
-def _resolved(p: parameters.Export, store: Any, revision: str | None) -> Snapshot:
-    """Looking makes no branch, as a stage does: a branch that is not there is a slip of the pen."""
-    there = store.branches() if is_remote(p.data_repo) and store.exists() else {}
-    if there and p.branch not in there:
-        raise NotFound(f"branch {p.branch} of {p.data_repo} is not there; there is {', '.join(sorted(there))}")
+def _resolved(p: parameters.Export, store: Store, revision: str | None) -> Snapshot:
+    """Unlike a stage, reading never makes a branch: a missing one is probably a typo."""
+    branches = store.branches() if store.exists() else {}
+    if branches and p.branch not in branches:
+        raise NotFound(f"{p.data_repo} has no branch {p.branch}; it has {', '.join(sorted(branches))}")
     snapshot = store.resolve(revision)
     for note in snapshot.notes:
         stage.log.info("%s", note)
@@ -196,7 +192,7 @@ def _export(name: str, to: Path, p: parameters.Export) -> str:
 
     store = stage.open_data_repo(p)
     snapshot = _resolved(p, store, p.revision)
-    inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
+    inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.contents)
     with stage.scratch_folder(p, f"export-{name.replace('/', '-')}") as folder:
         run = stage.Run("export", inputs, stage.base_id(p, inputs, snapshot), store, snapshot, folder)
         base, adapters = loading.chain(run, p, name)

@@ -198,7 +198,7 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     shared = sorted({*names[old], *names[new]})
     for name in shared:
         if is_manifest(f"{new}/{name}"):
-            manifests = [_leaves(json.loads(snapshot.small.get(f"{one}/{name}", b"{}"))) for one in (old, new)]
+            manifests = [_leaves(json.loads(snapshot.contents.get(f"{one}/{name}", b"{}"))) for one in (old, new)]
             alike = [
                 {key.replace(f"{one}/", ""): value for key, value in leaves.items()}  # counts.reward_M0/dpo
                 for one, leaves in zip((old, new), manifests, strict=True)

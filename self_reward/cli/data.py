@@ -9,24 +9,21 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from self_reward.errors import UserError
 from self_reward.repository import artifacts
-from self_reward.store import Commit, Snapshot, first_line, is_manifest, is_remote, open_store
+from self_reward.store import Commit, Progress, Snapshot, Store, first_line, is_manifest, is_remote, open_store
+from self_reward.store.content import blob_of, walk
 from self_reward.store.errors import NotFound
-from self_reward.store.local import index
-from self_reward.store.local.store import make_folder
 
 log = logging.getLogger("self_reward")
 
 SEEDED = ("M0/train", "M0/eval")
 MANY = 20  # files in one folder above which it is shown as one line
 MODEL = ("config.json", "adapter_config.json")  # what makes a folder a model's
-
-Progress = Callable[[int, int, str], None]
 
 
 # ---- ls
@@ -118,7 +115,7 @@ def folded(files: Collection[str], path: str = "") -> dict[str, str]:
 def by_stage(snapshot: Snapshot) -> dict[str, Written]:
     """Who wrote each file that a stage wrote, from the manifests; a manifest is its stage's too."""
     found = {}
-    for path, content in snapshot.small.items():
+    for path, content in snapshot.contents.items():
         if is_manifest(path):
             manifest = json.loads(content)
             commit = next((one for one in snapshot.log if one.key == manifest.get("key")), None)
@@ -140,7 +137,7 @@ def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]
 # ---- get
 
 
-def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
+def get(store: Store, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
     """Copy a file or folder out of a commit, checked, and say where it is. `to`: a new name, a folder to put it into,
     or "-" for standard output. What is there already is kept where it is equal; UserError names what differs."""
     path = "" if path == "." else path.strip("/").removeprefix("./")
@@ -159,7 +156,7 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
         f"{place} is there already and is not {name} of commit {snapshot.commit[:12]}; move it away, or give another "
         "--to"
         for name, place in targets.items()
-        if place.exists() and not (place.is_file() and index.blob_of(place) == snapshot.blobs[name])
+        if place.exists() and not (place.is_file() and blob_of(place) == snapshot.blobs[name])
     ]
     if problems:
         raise UserError(problems)
@@ -178,7 +175,7 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
     return [f"{target}: {number}, {size}, of commit {snapshot.commit}{there}"]
 
 
-def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
+def _print(store: Store, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +204,7 @@ def history(commits: list[Commit], most: int) -> list[str]:
 # ---- put
 
 
-def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str], str | None]:
+def put(store: Store, paths: list[str], to: str, message: str) -> tuple[list[str], str | None]:
     """Commit local files, and the contents of local folders, below the folder `to` of the repository; the paths there,
     and the commit (None: they are there already). One file can be given a new name: `to` with its suffix."""
     files: dict[str, Path] = {}
@@ -216,7 +213,7 @@ def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str],
     for word in paths:
         local = Path(word).expanduser()
         if local.is_dir():
-            found = {name: local / name for name in index.walk(local)}
+            found = {name: local / name for name in walk(local)}
             if not found:
                 problems.append(f"{word} has no files")
         elif local.is_file():
@@ -306,12 +303,12 @@ def seed(
     what is there; Network when `seed_data` cannot be reached.
     """
     options: dict[str, Any] = {"lock_timeout": lock_timeout, "store_timeout": store_timeout, "cache_dir": cache_dir}
-    there: set[str] = set()
-    if is_remote(data_repo) or _has_files(data_repo):
-        there = _files_at_head(data_repo, branch=branch, **options)
-        if has := sorted(path for path in there if path.startswith("M0/train/") and path.endswith(".jsonl")):
-            log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(has[:3]))
-            return
+    store = open_store(data_repo, branch=branch, **options)
+    is_new = not is_remote(data_repo) and not store.exists()
+    existing = set() if is_new else _files_at_head(store)
+    if has := sorted(path for path in existing if path.startswith("M0/train/") and path.endswith(".jsonl")):
+        log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(has[:3]))
+        return
     try:
         source, commit = _fetch_seed(data_repo, seed_data, scratch, progress, options)
     except UserError as error:
@@ -319,27 +316,20 @@ def seed(
         variable = _token_variable(data_repo, seed_data)
         problems = [re.sub(r"\bOXEN_TOKEN", variable, one) for one in problems]
         raise type(error)([f"seed_data: {one}" for one in problems]) from None
-    files = {path: local for path, local in source.items() if path not in there}
-    if not is_remote(data_repo):
-        make_folder(data_repo)
-    made = open_store(data_repo, branch=branch, **options).put(
-        files, message=f"seed data: M0/train and M0/eval of {seed_data}{f' at commit {commit}' if commit else ''}"
-    )
-    log.info("copied %d files of %s to %s, commit %s", len(files), seed_data, data_repo, made)
+    files = {path: local for path, local in source.items() if path not in existing}
+    if is_new:
+        store.create()
+    message = f"seed data: M0/train and M0/eval of {seed_data}{f' at commit {commit}' if commit else ''}"
+    new_commit = store.put(files, message=message)
+    log.info("copied %d files of %s to %s, commit %s", len(files), seed_data, data_repo, new_commit)
 
 
-def _has_files(folder: str) -> bool:
-    root = Path(folder).expanduser()
-    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
-def _files_at_head(data_repo: str, **options: Any) -> set[str]:
+def _files_at_head(store: Store) -> set[str]:
     """The files of a data repository; none where it has no commit yet."""
-    store: Any = open_store(data_repo, **options)
     try:
         return set(store.resolve().files)
     except NotFound:
-        if is_remote(data_repo) and not store.exists():
+        if not store.exists():
             raise
         return set()
 
@@ -352,27 +342,13 @@ def _fetch_seed(
         root = Path(seed_data).expanduser()  # a plain folder stays one
         if not root.is_dir():
             raise NotFound(f"{seed_data} is no folder; expected one with M0/train in it, or a server's address")
-        names = list(index.walk(root))
+        names = list(walk(root))
         return {path: root / path for path in _seed_paths(names, seed_data)}, ""
-    store = _open_seed(data_repo, seed_data, options)
-    snapshot: Snapshot = store.resolve()
+    store = open_store(seed_data, branch="main", token=_token_variable(data_repo, seed_data), **options)
+    snapshot = store.resolve()
     paths = _seed_paths(snapshot.files, f"{seed_data} at commit {snapshot.commit}")
     store.pull(snapshot, paths, scratch, progress)
     return {path: scratch / path for path in paths}, snapshot.commit
-
-
-def _open_seed(data_repo: str, seed_data: str, options: dict[str, Any]) -> Any:
-    if not is_remote(seed_data):
-        return open_store(seed_data, branch="main", **options)
-    from self_reward.store.remote.store import RemoteStore
-
-    return RemoteStore(
-        seed_data,
-        branch="main",
-        store_timeout=options["store_timeout"],
-        cache_dir=Path(options["cache_dir"]),
-        token=_token_variable(data_repo, seed_data),
-    )
 
 
 def _token_variable(data_repo: str, seed_data: str) -> str:

@@ -53,7 +53,7 @@ def pull(
 
     def manifest_of(name: str) -> tuple[Any, dict[str, Any]]:
         snapshot = store.on(name).resolve()
-        found = json.loads(snapshot.small.get(manifest_path, b"{}"))
+        found = json.loads(snapshot.contents.get(manifest_path, b"{}"))
         return snapshot, found if "shard" in found else {}  # else the run's own, from before the shard
 
     problems, missing = [], []

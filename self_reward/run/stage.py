@@ -36,8 +36,8 @@ from self_reward.errors import TryAgain, UserError
 from self_reward.repository import artifacts
 from self_reward.run import shards
 from self_reward.store import Commit, Snapshot, is_remote, open_store, recorded_sha256
+from self_reward.store.content import hash_file, walk
 from self_reward.store.errors import Conflict
-from self_reward.store.local import index
 
 VERSION = 1  # part of every key; raise it when a stage writes other content for the same inputs and parameters
 PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
@@ -241,7 +241,7 @@ def _run_with(
     snapshot = store.resolve(p.revision)
     for note in snapshot.notes:
         log.info("%s", note)
-    inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
+    inputs = artifacts.inputs(name, p, snapshot.files, snapshot.contents)
     label = f"M{p.iteration} {name}" + (f" {p.shard}" if shard else "")
     if inputs.nothing_to_do:
         finish(p, snapshot.commit, snapshot.commit, "")
@@ -472,7 +472,7 @@ def _done(
 
 
 def _manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> dict[str, Any] | None:
-    manifest = json.loads(snapshot.small.get(manifest_path, b"{}"))
+    manifest = json.loads(snapshot.contents.get(manifest_path, b"{}"))
     if (manifest.get("key"), manifest.get("shard")) != (key, shard):
         return None
     there = all(snapshot.sha256.get(path) == output["sha256"] for path, output in manifest["outputs"].items())
@@ -500,7 +500,7 @@ def _commit_again(
 
 def _refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
     """Nothing of the user's is overwritten: what no manifest lists is the user's."""
-    written = recorded_sha256(snapshot.small)
+    written = recorded_sha256(snapshot.contents)
     problems = [
         f"{name} is there and was not written by a stage (no manifest lists it); move it out of the data repository, "
         "or use another one"
@@ -527,9 +527,9 @@ def _manifest(
     outputs = {}
     for path in inputs.outputs.values():
         local = run.folder / "outputs" / path
-        files = [f"{path}/{rest}" for rest in index.walk(local, skip_hidden=False)] if local.is_dir() else [path]
+        files = [f"{path}/{rest}" for rest in walk(local, skip_hidden=False)] if local.is_dir() else [path]
         for file in files:
-            entry = index.hash_file(run.folder / "outputs" / file)
+            entry = hash_file(run.folder / "outputs" / file)
             outputs[file] = {"sha256": entry.sha256, "xxh3": entry.blob, "size": entry.size}
     versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
     if revision := os.environ.get("SELF_REWARD_REVISION"):  # of the image
