@@ -112,7 +112,7 @@ def bare_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
 
 def ours_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
     from self_reward.store import open_store
-    from self_reward.store.local import index
+    from self_reward.store.content import hash_file
 
     store = open_store(url, branch="main", lock_timeout=60, store_timeout=3600, cache_dir=source.parent / "cache")
     if operation == "push":
@@ -122,7 +122,7 @@ def ours_remote(url: str, operation: str, source: Path) -> tuple[float, float]:
     head = store.resolve()
     if operation != "pull":
         model, key = ("M0" if operation == "push" else "M1"), os.urandom(8).hex()
-        entries = {f"{model}/big/{path.name}": index.hash_file(path) for path in source.iterdir()}
+        entries = {f"{model}/big/{path.name}": hash_file(path) for path in source.iterdir()}
         outputs = {path: {"sha256": e.sha256, "xxh3": e.blob, "size": e.size} for path, e in entries.items()}
         manifest = source.parent / "manifest.json"
         manifest.write_text(json.dumps({"key": key, "outputs": outputs}))

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import world
+from self_reward import files
 from self_reward.errors import UserError
 from self_reward.method.judge import judge_prompt
 from self_reward.method.prompts import few_shot_prompt, prompt_id
@@ -198,20 +198,19 @@ def make(data_repo: Path, seed: int) -> bool:
     if data_repo.exists() and any(data_repo.iterdir()):
         check(data_repo, seed)
         return False
-    building = data_repo.with_name(data_repo.name + ".part")
-    shutil.rmtree(building, ignore_errors=True)
-    for path, rows in make_rows(Tasks(seed)).items():
-        print(f"{path}: {jsonl.write(building / path, rows)} rows", flush=True)
-    for path, text in {"rubrics/list_tasks.txt": RUBRIC, "prompt_templates/list_tasks.txt": PROMPT_TEMPLATE}.items():
-        (building / path).parent.mkdir(parents=True)
-        (building / path).write_text(text, encoding="utf-8")
-    make_base_model(building / "models/base", seed)
-    files = sorted(str(path.relative_to(building)) for path in building.rglob("*") if path.is_file())
-    record = {"seed": seed, "files": {path: _sha256(building / path) for path in files}}
-    (building / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if data_repo.exists():
-        data_repo.rmdir()
-    building.rename(data_repo)
+    with files.whole_folder(data_repo) as part:
+        for path, rows in make_rows(Tasks(seed)).items():
+            print(f"{path}: {jsonl.write(part / path, rows)} rows", flush=True)
+        for path, text in {
+            "rubrics/list_tasks.txt": RUBRIC,
+            "prompt_templates/list_tasks.txt": PROMPT_TEMPLATE,
+        }.items():
+            (part / path).parent.mkdir(parents=True)
+            (part / path).write_text(text, encoding="utf-8")
+        make_base_model(part / "models/base", seed)
+        names = sorted(str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
+        record = {"seed": seed, "files": {name: _sha256(part / name) for name in names}}
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -246,12 +245,12 @@ def check_record(folder: Path, seed: int, data_repo: str, sha256: Callable[[str]
     """Raise UserError unless the record in `folder` is of this seed and `sha256` finds its files in `data_repo`."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found, files = record["seed"], record["files"]
+        recorded_seed, hashes = record["seed"], record["files"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{data_repo} holds other files; give one that is empty or not there yet") from None
-    if found != seed:
-        raise UserError(f"{data_repo} holds the demo's data of seed {found}, not {seed}; give another one")
-    changed = [name for name, digest in files.items() if sha256(name) != digest]
+    if recorded_seed != seed:
+        raise UserError(f"{data_repo} holds the demo's data of seed {recorded_seed}, not {seed}; give another one")
+    changed = [name for name, digest in hashes.items() if sha256(name) != digest]
     if changed:
         raise UserError(
             [f"{data_repo}/{name} is missing or changed since it was made; remove {data_repo}" for name in changed]

@@ -159,7 +159,7 @@ def check_data_repo(p: Plan) -> Snapshot:
     """The commit that the run starts from. Raises UserError for anything wrong in it that the run will read."""
     repository = open_data_repo(p)
     snapshot = repository.resolve()
-    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
     all_of(
         lambda: refuse(missing + files_in_the_way(p, snapshot)),
         lambda: repository.check_writable() if is_remote(p.data_repo) else None,
@@ -171,7 +171,7 @@ def check_data_repo(p: Plan) -> Snapshot:
 
 def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
     """The user's own files where a stage will write: it would refuse them only after all the work before it."""
-    written = recorded_sha256(snapshot.small)
+    written = recorded_sha256(snapshot.contents)
     paths = {
         artifact.path.format(k=k): artifact.written_by
         for k in range(p.start_iteration, p.start_iteration + p.iterations)
@@ -240,7 +240,7 @@ def fetch_base_model(p: Plan) -> None:
     started = time.monotonic()
     repository = open_data_repo(p)
     snapshot = repository.resolve(p.revision)
-    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.small)
+    inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
     refuse(missing)
     if not inputs.needs_base:
         print("fetch_model  no base model is needed")

@@ -6,12 +6,12 @@ Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iter
 """
 
 import sys
-from typing import Any
 
 from self_reward.errors import all_of
 from self_reward.parameters.stages import GenScores
 from self_reward.run import shards, stage
 from self_reward.run.context import Run
+from self_reward.types import Json
 
 
 def work(p: GenScores, run: Run) -> None:
@@ -60,7 +60,7 @@ def record(run: Run, rows: list[shards.Row]) -> None:
     run.details["unreadable_samples"] = shards.unreadable_samples(rows)
 
 
-def stop_rule(p: GenScores, counts: dict[str, Any], details: dict[str, Any]) -> str | None:
+def stop_rule(p: GenScores, counts: Json, details: Json) -> str | None:
     from self_reward.method import stop
 
     return stop.parse_rate(

@@ -8,11 +8,11 @@ Run     python stages/04_gen_preferences.py --data_repo DIR --iteration 0
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from self_reward.parameters.stages import GenPreferences
 from self_reward.run import stage
 from self_reward.run.context import Run
+from self_reward.types import Json
 
 
 def work(p: GenPreferences, run: Run) -> None:
@@ -36,7 +36,7 @@ def work(p: GenPreferences, run: Run) -> None:
     run.details["scores"] = sorted(scores.items())
 
 
-def stop_rule(p: GenPreferences, counts: dict[str, Any], details: dict[str, Any]) -> str | None:
+def stop_rule(p: GenPreferences, counts: Json, details: Json) -> str | None:
     from self_reward.method import stop
 
     return stop.number_of_pairs(

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from self_reward import disk
 from self_reward.cli import compare, data
@@ -19,9 +18,8 @@ from self_reward.repository import artifacts
 from self_reward.run.checkout import Checkout, base_id, disks, open_data_repo
 from self_reward.run.progress import Progress
 from self_reward.run.workdir import scratch_folder
-from self_reward.store import Snapshot, is_remote
+from self_reward.store import Snapshot, Store
 from self_reward.store.errors import NotFound
-from self_reward.store.local.store import make_folder
 
 EXAMPLES = """examples:
   self-reward export M1/dpo --to DIR --data_repo DIR --base_model MODEL
@@ -123,7 +121,7 @@ def diff(given: argparse.Namespace, p: Repository) -> list[str]:
         if iterations[0]:
             snapshot = _snapshot(p, store, p.revision)
             return compare.iterations(store, snapshot, given.old, given.new, given.path, scratch)
-        branches = store.branches() if is_remote(p.data_repo) else {}
+        branches = store.branches()
         old, new = (
             store.on(word).resolve() if word in branches else _snapshot(p, store, word)
             for word in (given.old, given.new)
@@ -134,11 +132,9 @@ def diff(given: argparse.Namespace, p: Repository) -> list[str]:
 def put(given: argparse.Namespace, p: Repository) -> list[str]:
     if p.revision:
         raise UserError("--revision is for reading; put makes a new commit at the end of the branch")
-    if given.create_repo and not is_remote(p.data_repo):
-        make_folder(p.data_repo)
     store = open_data_repo(p)
     created = []
-    if given.create_repo and is_remote(p.data_repo) and not store.exists():
+    if given.create_repo and not store.exists():
         store.create()
         created = [f"{p.data_repo}: created, private"]
     paths, commit = data.put(store, given.local, given.to, given.message)
@@ -154,7 +150,7 @@ def export(given: argparse.Namespace, p: Export) -> list[str]:
     name, to = given.checkpoint, Path(given.to)
     store = open_data_repo(p)
     snapshot = _snapshot(p, store, p.revision)
-    inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.small)
+    inputs = artifacts.checkpoint_inputs(name, p, snapshot.files, snapshot.contents)
     with (
         disk.explained(*disks(p), to.parent),
         scratch_folder(p, f"export-{name.replace('/', '-')}") as folder,
@@ -163,9 +159,9 @@ def export(given: argparse.Namespace, p: Export) -> list[str]:
     return [f"{name} of {p.data_repo} at {snapshot.commit} is in {to}"]
 
 
-def _snapshot(p: Repository, store: Any, revision: str | None) -> Snapshot:
+def _snapshot(p: Repository, store: Store, revision: str | None) -> Snapshot:
     """The commit to read. Unlike a stage, reading never creates a branch: a missing one is probably a typo."""
-    branches = store.branches() if is_remote(p.data_repo) and store.exists() else {}
+    branches = store.branches() if store.exists() else {}
     if branches and p.branch not in branches:
         raise NotFound(f"{p.data_repo} has no branch {p.branch}; it has {', '.join(sorted(branches))}")
     snapshot = store.resolve(revision)

@@ -20,6 +20,7 @@ from self_reward.repository import artifacts
 from self_reward.repository.jsonl import LONGEST_ROW
 from self_reward.store import Commit, Snapshot, first_line, is_manifest
 from self_reward.store.errors import NotFound
+from self_reward.types import Json
 
 SMALL_JSON = 1 << 20  # bytes; larger ones are compared by size alone
 MOST_KEYS = 40
@@ -157,22 +158,22 @@ def _json_changes(old: Path, new: Path, name: str) -> list[str]:
     return lines + ([f"and {len(keys) - MOST_KEYS} more keys"] if len(keys) > MOST_KEYS else [])
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+def _leaves(value: Any, name: str = "") -> Json:
     """Every value that is not an object, by its keys joined by dots."""
     if not isinstance(value, dict):
         return {name: value}
-    leaves: dict[str, Any] = {}
+    leaves: Json = {}
     for key, inner in value.items():
         leaves |= _leaves(inner, f"{name}.{key}" if name else str(key))
     return leaves
 
 
-def _differs(before: dict[str, Any], after: dict[str, Any], key: str) -> bool:
+def _differs(before: Json, after: Json, key: str) -> bool:
     """Whether a key differs; a missing key differs from null."""
     return (key in before, before.get(key)) != (key in after, after.get(key))
 
 
-def _value(leaves: dict[str, Any], key: str) -> str:
+def _value(leaves: Json, key: str) -> str:
     if key not in leaves:
         return "-"
     value = leaves[key]
@@ -200,7 +201,7 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     shared = sorted({*names[old], *names[new]})
     for name in shared:
         if is_manifest(f"{new}/{name}"):
-            manifests = [_leaves(json.loads(snapshot.small.get(f"{iteration}/{name}", b"{}"))) for iteration in pair]
+            manifests = [_leaves(json.loads(snapshot.contents.get(f"{iteration}/{name}", b"{}"))) for iteration in pair]
             alike = [
                 {key.replace(f"{iteration}/", ""): value for key, value in leaves.items()}  # counts.reward_M0/dpo
                 for iteration, leaves in zip(pair, manifests, strict=True)
@@ -232,7 +233,7 @@ def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, sc
     ]
 
 
-def _stage_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _stage_rows(before: Json, after: Json) -> list[tuple[str, str, str]]:
     """A stage's counts and seconds; if both iterations have it, also what else differs, such as parameters."""
     left_out = (*NOT_SHOWN, "stage", "iteration", "details") if before and after else (*before, *after)
     rows = []

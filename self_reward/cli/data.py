@@ -8,20 +8,19 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from self_reward.cli.text import aligned, human, in_words, to_a_reader_that_may_leave, when
 from self_reward.errors import UserError
-from self_reward.store import Commit, Snapshot, first_line, is_manifest
+from self_reward.store import Commit, Progress, Snapshot, Store, first_line, is_manifest
+from self_reward.store.content import blob_of, walk
 from self_reward.store.errors import NotFound
-from self_reward.store.local import index
+from self_reward.types import Json
 
 MANY = 20  # a folder with more files is shown as one line
 MODEL = ("config.json", "adapter_config.json")  # a folder with one of these holds a model
-
-Progress = Callable[[int, int, str], None]
 
 
 # ---- ls
@@ -32,7 +31,7 @@ class Written(NamedTuple):
 
     stage: str
     when: str
-    counts: dict[str, Any]
+    counts: Json
     by_hand: bool
 
 
@@ -113,7 +112,7 @@ def folded(files: Collection[str], path: str = "") -> dict[str, str]:
 def by_stage(snapshot: Snapshot) -> dict[str, Written]:
     """Which stage wrote each file, from the manifests; the manifest itself counts as written by its stage."""
     written = {}
-    for path, content in snapshot.small.items():
+    for path, content in snapshot.contents.items():
         if is_manifest(path):
             manifest = json.loads(content)
             commit = next((commit for commit in snapshot.log if commit.key == manifest.get("key")), None)
@@ -135,7 +134,7 @@ def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]
 # ---- get
 
 
-def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
+def get(store: Store, snapshot: Snapshot, path: str, to: str, progress: Progress | None = None) -> list[str]:
     """Copy a file or folder out of a commit, checked, and report where it is. `to`: a new name, a folder to put it
     into, or "-" for standard output. Existing files are kept if they are equal; UserError names those that differ."""
     path = "" if path == "." else path.strip("/").removeprefix("./")
@@ -153,7 +152,7 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
     problems = [
         f"{place} exists and is not {name} of commit {snapshot.commit[:12]}; move it away, or give another --to"
         for name, place in targets.items()
-        if place.exists() and not (place.is_file() and index.blob_of(place) == snapshot.blobs[name])
+        if place.exists() and not (place.is_file() and blob_of(place) == snapshot.blobs[name])
     ]
     if problems:
         raise UserError(problems)
@@ -172,7 +171,7 @@ def get(store: Any, snapshot: Snapshot, path: str, to: str, progress: Progress |
     return [f"{target}: {number}, {size}, of commit {snapshot.commit}{kept}"]
 
 
-def _print(store: Any, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
+def _print(store: Store, snapshot: Snapshot, path: str, progress: Progress | None) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +200,7 @@ def history(commits: list[Commit], most: int) -> list[str]:
 # ---- put
 
 
-def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str], str | None]:
+def put(store: Store, paths: list[str], to: str, message: str) -> tuple[list[str], str | None]:
     """Commit local files, and the contents of local folders, below the folder `to` of the repository. Returns their
     paths there, and the commit (None: nothing changed). A single file gets a new name from a `to` with its suffix."""
     files: dict[str, Path] = {}
@@ -210,7 +209,7 @@ def put(store: Any, paths: list[str], to: str, message: str) -> tuple[list[str],
     for word in paths:
         local = Path(word).expanduser()
         if local.is_dir():
-            inside = {name: local / name for name in index.walk(local)}
+            inside = {name: local / name for name in walk(local)}
             if not inside:
                 problems.append(f"{word} has no files")
         elif local.is_file():

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from self_reward.cluster.findings import listed
+from self_reward.types import Json
 
 PLAN = "plan"  # the leaf that runs this check: its pod has started
 QUEUE = "kueue.x-k8s.io/queue-name"  # label
 
-Object = dict[str, Any]  # an object of Kubernetes, as JSON
+Object = Json  # an object of Kubernetes, as JSON
 
 
 @dataclass(frozen=True)

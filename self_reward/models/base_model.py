@@ -4,7 +4,6 @@ No torch here: `plan` and every stage resolve the base model before anything hea
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from self_reward import disk
+from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
 
 log = logging.getLogger(__name__)
@@ -95,26 +94,21 @@ def fetch(
         if not folder.is_dir():
             if pull is None:
                 raise UserError(f"{resolved.id} lives in the data repository, and none is at hand here")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with open(folder.with_suffix(".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with files.lock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # no other process was faster
-                    _pull_beside(resolved.source, folder, pull, trust_remote_code)
+                    _pull(resolved.source, folder, pull, trust_remote_code)
     if problems := folder_problems(folder, trust_remote_code=trust_remote_code):
         raise UserError(problems)
     return folder
 
 
-def _pull_beside(source: str, folder: Path, pull: Callable[[str, Path], object], trust_remote_code: bool) -> None:
-    """Make `folder` wholly or not at all. Its caller holds the lock, so a part that is there is a killed process's."""
-    partial = folder.with_suffix(".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    pull(source, partial)
-    if problems := folder_problems(partial, trust_remote_code=trust_remote_code):
-        shutil.rmtree(partial)
-        raise UserError([problem.replace(str(partial), source) for problem in problems])
-    partial.rename(folder)
+def _pull(source: str, folder: Path, pull: Callable[[str, Path], object], trust_remote_code: bool) -> None:
+    """Pull `folder`, checked, whole or not at all. Its caller holds the lock."""
+    shutil.rmtree(folder.with_suffix(".part"), ignore_errors=True)  # a killed process of an older version
+    with files.whole_folder(folder) as part:
+        pull(source, part)
+        if problems := folder_problems(part, trust_remote_code=trust_remote_code):
+            raise UserError([problem.replace(str(part), source) for problem in problems])
 
 
 def folder_problems(folder: Path, *, trust_remote_code: bool, elsewhere: Collection[str] = ()) -> list[str]:
@@ -223,15 +217,8 @@ def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:
             changed = True
         total.update(f"{path.name}\0{digest}\n".encode())
     if remembered_file and changed:
-        remembered_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = remembered_file.with_name(f"{remembered_file.name}.{os.getpid()}.part")
-        try:
-            temporary.write_text(
-                json.dumps({path: known for path, known in remembered.items() if os.path.exists(path)})
-            )
-            temporary.replace(remembered_file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        existing = {path: known for path, known in remembered.items() if os.path.exists(path)}
+        files.write_whole(remembered_file, json.dumps(existing), durable=False)
     return total.hexdigest()
 
 

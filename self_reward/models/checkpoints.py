@@ -1,16 +1,14 @@
-"""Chains of a base model and adapters, merged once on a cache; every consumer loads a plain Hugging Face folder."""
+"""Chains of a base model and adapters, merged once into a cache; every consumer loads a plain Hugging Face folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from self_reward import disk
+from self_reward import files
 from self_reward.errors import UserError
 from self_reward.models import base_model
 from self_reward.models.base_model import folder_hash, folder_problems, weights_dtype
@@ -24,7 +22,7 @@ TOKENIZER_FILES = [
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
 ]
 # Open lock files of the merged folders that this process uses: they die with it, and keep others from removing them.
-_in_use: dict[Path, int] = {}
+_in_use: dict[Path, BinaryIO] = {}
 
 
 def materialise(
@@ -57,20 +55,21 @@ def materialise(
 
     key = hashlib.sha256("\n".join(folder_hash(f, cache_dir=cache_dir) for f in [base, *chain]).encode()).hexdigest()
     merged = cache_dir / "merged" / key[:32]
-    merged.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = merged.with_suffix(".lock")
     if merged in _in_use:
-        os.close(_in_use.pop(merged))
-    lock = os.open(merged.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    while not (merged / COMPLETE).is_file():
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (merged / COMPLETE).is_file():
-            with written_beside(merged) as part:
-                _merge(base, chain, part, trust_remote_code=trust_remote_code)
-                (part / COMPLETE).touch()
-        fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: another process may have removed it in between, so look again
+        _in_use.pop(merged).close()
+    while True:
+        in_use = files.lock(lock_file, shared=True)
+        if (merged / COMPLETE).is_file():
+            break
+        in_use.close()
+        with files.lock(lock_file):  # others may have been faster, or remove the folder again: hence the loop
+            if not (merged / COMPLETE).is_file():
+                with files.whole_folder(merged) as part:
+                    _merge(base, chain, part, trust_remote_code=trust_remote_code)
+                    (part / COMPLETE).touch()
     (merged / COMPLETE).touch()
-    _in_use[merged] = lock
+    _in_use[merged] = in_use
     _remove_oldest(merged.parent, keep)
     return merged
 
@@ -115,16 +114,10 @@ def _remove_oldest(merged_dir: Path, keep: int) -> None:
     complete.sort(key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
     kept = {marker.parent for marker in complete[: max(keep, 1)]}
     for folder in [path for path in merged_dir.iterdir() if path.is_dir() and path not in kept]:
-        lock = os.open(merged_dir / f"{folder.stem.lstrip('.')}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # first, so that a kill in between leaves nothing that looks whole
-            (folder / COMPLETE).unlink(missing_ok=True)
+        lock_file = merged_dir / f"{folder.stem.lstrip('.')}.lock"
+        with contextlib.suppress(files.Locked), files.lock(lock_file, seconds=0):
+            (folder / COMPLETE).unlink(missing_ok=True)  # first: a kill in between leaves nothing that looks whole
             shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass  # in use
-        finally:
-            os.close(lock)
 
 
 def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = None) -> None:
@@ -163,28 +156,12 @@ def export(
         raise UserError(f"{to} is there and not empty; name a new folder")
     source = materialise(base, adapters, cache_dir=cache_dir, keep=keep, trust_remote_code=trust_remote_code)
     to.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(to) as part:
+    with files.whole_folder(to) as part:
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name not in (COMPLETE, "self_reward.json"):
                 shutil.copyfile(path, part / path.name)
         copy_tokenizer([base, *adapters], part)
     return to
-
-
-@contextlib.contextmanager
-def written_beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, which becomes `out` when all went well and vanishes when not."""
-    part = out.with_name(f".{out.name}.part")  # hidden: OUT.part may be a folder of the user's
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with disk.explained(out.parent):
-            part.mkdir(parents=True)
-            yield part
-            shutil.rmtree(out, ignore_errors=True)
-            part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def quiet() -> None:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
@@ -35,6 +34,7 @@ from self_reward.parameters.settings import (
     SftTraining,
     Training,
 )
+from self_reward.types import Json
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Call:
     loss: PreferenceLoss | None = None
 
 
-def run(call: Call, folder: Path) -> dict[str, Any]:
+def run(call: Call, folder: Path) -> Json:
     """Run training.train(call) in `call.hardware.processes` processes at once and return what it returns in the first.
     `folder`, a new one, is where they write to each other.
 
@@ -84,7 +84,7 @@ def run(call: Call, folder: Path) -> dict[str, Any]:
         _forward(folder, shown, call.job.progress)
         if any(child.returncode for child in children):
             _raise_why(folder, children)
-        result: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+        result: Json = json.loads((folder / "result.json").read_bytes())
         return result
     finally:
         for child in children:
@@ -196,7 +196,7 @@ def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
     while any(child.poll() is None for child in children) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
     killed |= {rank: -child.returncode for rank, child in enumerate(children) if (child.returncode or 0) < 0}
-    errors: list[dict[str, Any]] = [json.loads(file.read_bytes()) for file in folder.glob("error-*.json")]
+    errors: list[Json] = [json.loads(file.read_bytes()) for file in folder.glob("error-*.json")]
     kinds = ["user", "again", "memory", "system", "other"]
     error = min(errors, default=None, key=lambda error: (kinds.index(error["kind"]), error["time"]))
     transient = {rank: number for rank, number in killed.items() if number in TRANSIENT_SIGNALS}

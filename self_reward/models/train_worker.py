@@ -15,11 +15,11 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
-from self_reward import disk
+from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import train_group
+from self_reward.types import Json
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # How long the others wait for one that loads or saves; NCCL's own ten minutes are too short for large checkpoints on a
@@ -47,13 +47,11 @@ def main(folder: Path, meeting: Path, parent: int) -> int:
             if rank == 0:
                 (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     except Exception as error:
-        described = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
-        part = folder / f"error-{rank}.part"
+        report = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
         try:
-            part.write_text(json.dumps(described, default=str), encoding="utf-8")
-            part.rename(folder / f"error-{rank}.json")
-        except OSError as unwritten:
-            if disk.is_full(unwritten):  # the error, too, may be that the disk is full
+            files.write_whole(folder / f"error-{rank}.json", json.dumps(report, default=str), durable=False)
+        except OSError as untold:
+            if disk.is_full(untold):  # the error, too, may be that the disk is full
                 _exit(train_group.DISK_FULL)
             raise
         _exit(1)
@@ -86,7 +84,7 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-def _described(error: Exception) -> dict[str, Any]:
+def _described(error: Exception) -> Json:
     text = str(error)
     if isinstance(error, UserError):
         return {"kind": "user", "problems": error.problems}
@@ -101,7 +99,7 @@ def _described(error: Exception) -> dict[str, Any]:
     return {"kind": "other"}
 
 
-def _write_line(file: Path, content: dict[str, Any]) -> None:
+def _write_line(file: Path, content: Json) -> None:
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(content) + "\n")
 

@@ -8,9 +8,10 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedModel
 
+from self_reward import files
 from self_reward.errors import UserError
 from self_reward.models import base_model
-from self_reward.models.checkpoints import FILE_SIZE, copy_tokenizer, written_beside
+from self_reward.models.checkpoints import FILE_SIZE, copy_tokenizer
 from self_reward.models.model import Model
 from self_reward.parameters.settings import Lora
 
@@ -69,7 +70,7 @@ def save(trained: Any, model: Model, out: Path, finetune: str, tensors: dict[str
 
     `tensors`: all of the weights, if `trained` (a PreTrainedModel or a PeftModel) holds only this process's share.
     """
-    with written_beside(out) as part:
+    with files.whole_folder(out) as part:
         if finetune == "lora":
             trained.save_pretrained(part, state_dict=tensors)
             (part / "README.md").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from self_reward import disk
 from self_reward.errors import UserError
 from self_reward.models.job import Progress
 from self_reward.models.resuming import COMPLETE
+from self_reward.types import Json
 
 
 class _SeveralProcesses:
@@ -56,7 +57,7 @@ class DpoTrainer(_SeveralProcesses, DPOTrainer):
         with disk.explained(folder), torch.random.fork_rng(gpus):  # so that dropout stays the same
             return super()._precompute_ref_logps(dataset, name, batch_size)
 
-    def _leave_out(self, batch: dict[str, Any], own: int, weight: float) -> None:
+    def _leave_out(self, batch: Json, own: int, weight: float) -> None:
         rows = self.args.per_device_train_batch_size
         batch["weight"] = weight if own else 0.0
         if own in (0, rows):
@@ -65,7 +66,7 @@ class DpoTrainer(_SeveralProcesses, DPOTrainer):
             if name != "weight":  # chosen and rejected, one below the other
                 batch[name] = torch.cat([part[:own] for part in value.split(rows)])
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Json, *rest: Any, **more: Any) -> Any:
         weight = inputs.pop("weight", None)
         if weight is None:
             return super().compute_loss(model, inputs, *rest, **more)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import datasets
 import torch
@@ -35,6 +35,7 @@ from self_reward.models.job import Job
 from self_reward.models.model import Model
 from self_reward.models.train_group import Call
 from self_reward.parameters.settings import DpoTraining, Hardware, Lora, PreferenceLoss, SftTraining
+from self_reward.types import Json
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def train_sft(
     lora: Lora,
     hardware: Hardware,
     job: Job,
-) -> dict[str, Any]:
+) -> Json:
     """Train on (prompt_ids, completion_ids), with the loss on the completions only (B15, B16), and save to `out`.
 
     Examples longer than `max_length`, prompt and completion together, are left out and counted.
@@ -69,7 +70,7 @@ def train_dpo(
     lora: Lora,
     hardware: Hardware,
     job: Job,
-) -> dict[str, Any]:
+) -> Json:
     """Train on (prompt_ids, chosen_ids, rejected_ids) with DPO and save to `out`. Otherwise as `train_sft`.
 
     The policy starts as `model` and the reference is `model` (B1): with lora the same model with the new adapter
@@ -78,7 +79,7 @@ def train_dpo(
     return train(Call(model, pairs, out, training, lora, hardware, job, loss))
 
 
-def train(call: Call) -> dict[str, Any]:
+def train(call: Call) -> Json:
     """SFT, or DPO if `call` has a loss: in this process, or from here in several. Raises and returns as `train_sft`."""
     processes, max_length = call.hardware.processes, call.training.max_length
     examples = [e for e in call.examples if all(e[1:]) and len(e[0]) + max(map(len, e[1:])) <= max_length]
@@ -130,7 +131,7 @@ def _problems(call: Call, usable: int) -> list[str]:
 # ---- what TRL is told
 
 
-def _arguments(call: Call, count: int, micro: int) -> dict[str, Any]:
+def _arguments(call: Call, count: int, micro: int) -> Json:
     """TRL's arguments that SFT and DPO share, for `count` examples. Set explicitly where its defaults do harm (bf16 on
     a CPU, checkpointing on)."""
     training, hardware, processes = call.training, call.hardware, call.hardware.processes
@@ -180,7 +181,7 @@ def _arguments(call: Call, count: int, micro: int) -> dict[str, Any]:
 # Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold the whole. (The
 # reference of full DPO, which TRL divides itself, is gathered as a whole at each of its forward passes.) FSDP2, since
 # transformers drops the first version. Tests run it on CPU processes; it has not been run on GPUs.
-_FSDP: dict[str, Any] = {
+_FSDP: Json = {
     "fsdp": True,
     "fsdp_config": {
         "version": 2,
@@ -234,7 +235,7 @@ def _dpo_trainer(call: Call, pairs: list[tuple[list[int], ...]], micro: int) -> 
     return trainer
 
 
-def _loss_arguments(loss: PreferenceLoss) -> dict[str, Any]:
+def _loss_arguments(loss: PreferenceLoss) -> Json:
     """The loss as a weighted sum of TRL's.
 
     sigmoid is DPO's; sigmoid_norm divides both log-ratios by the lengths in tokens. `nll_weight` adds that many times
@@ -257,7 +258,7 @@ def _loss_arguments(loss: PreferenceLoss) -> dict[str, Any]:
     }
 
 
-def _model_arguments(call: Call, arguments: TrainingArguments) -> dict[str, Any]:
+def _model_arguments(call: Call, arguments: TrainingArguments) -> Json:
     """What a trainer is given besides its `arguments` and rows: the model, its adapter, its tokenizer."""
     training = call.training
     if arguments.fsdp_plugin_args and arguments.bf16:
@@ -278,7 +279,7 @@ def _model_arguments(call: Call, arguments: TrainingArguments) -> dict[str, Any]
 # ---- the training
 
 
-def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> dict[str, Any]:
+def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> Json:
     """Train and save, alone or as a member of the process group. Returns figures."""
     quiet()
     datasets.disable_progress_bars()
@@ -321,13 +322,13 @@ def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> dict[
     return _metrics(trainer) | {"micro_batch_size": micro}
 
 
-def _in_processes(call: Call) -> dict[str, Any]:
+def _in_processes(call: Call) -> Json:
     """What `train(call)` returns in the first of several processes."""
     processes, gpus = call.hardware.processes, torch.cuda.device_count()
     if torch.cuda.is_available() and gpus < processes:
         raise UserError(f"{processes} processes need one GPU each, but {gpus} are here; set train_gpus to {gpus}")
 
-    def attempt(micro: int) -> dict[str, Any]:
+    def attempt(micro: int) -> Json:
         # one process removes what cannot be resumed
         resuming.last_checkpoint(call.job.folder, sharded=torch.cuda.is_available())
         training = call.training.model_copy(update={"micro_batch_size": micro})
@@ -353,9 +354,9 @@ def with_smaller_batches(attempt: Callable[[int], Result], micro: int) -> Result
         torch.cuda.empty_cache()
 
 
-def _metrics(trainer: Trainer) -> dict[str, Any]:
+def _metrics(trainer: Trainer) -> Json:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    metrics: dict[str, Any] = {"steps": trainer.state.global_step}
+    metrics: Json = {"steps": trainer.state.global_step}
     names = {
         "loss": "loss",
         "entropy": "entropy",

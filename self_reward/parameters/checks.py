@@ -4,13 +4,14 @@ import itertools
 import math
 import re
 from pathlib import Path
-from typing import Any
+
+from self_reward.types import Json
 
 # Shard pods of one kind in one run. A Workflow object holds 1 MiB; each pod is a node of some 0.5 KB in it, compressed.
 MOST_SHARDS = 1500  # iterations x shards
 
 
-def contradictions(values: dict[str, Any]) -> list[str]:
+def contradictions(values: Json) -> list[str]:
     """What is wrong with parameters that are each valid alone. Looks at those of `values` (by flat name) that exist."""
     found = []
     for smaller, larger in (
@@ -74,7 +75,7 @@ def contradictions(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def _in_cluster(values: dict[str, Any]) -> list[str]:
+def _in_cluster(values: Json) -> list[str]:
     """What works on one machine but not in a workflow, whose pods share no folder with the user."""
     found = [
         f"{name} = {values[name]} is a folder, and the pods of a workflow share none; give a server's address "
@@ -95,7 +96,7 @@ def _in_cluster(values: dict[str, Any]) -> list[str]:
     return found
 
 
-def _folders(values: dict[str, Any]) -> list[str]:
+def _folders(values: Json) -> list[str]:
     """What is wrong with the folders and files that a stage writes to outside the data repository."""
     found = []
     repository = None

@@ -8,11 +8,11 @@ python -m self_reward.parameters --schema FILE    the same for the chart's value
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from self_reward.errors import UserError
 from self_reward.parameters.sources import shown, type_name
 from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, STAGES, Common, Plan, affects_output, flat
+from self_reward.types import Json
 
 SCHEMA_WORDS = {
     "ge": "minimum",
@@ -61,7 +61,7 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def for_argo() -> list[dict[str, Any]]:
+def for_argo() -> list[Json]:
     """The parameters of the Argo workflow, as entries of `spec.arguments.parameters`: the submit form of Argo's UI."""
     entries = []
     fields = flat(Plan)
@@ -70,7 +70,7 @@ def for_argo() -> list[dict[str, Any]]:
         if name in (*BY_STEP, *BY_TEMPLATE):
             continue
         field = fields[name][1]
-        entry: dict[str, Any] = {"name": name, "value": "" if field.default is None else shown(field.default)}
+        entry: Json = {"name": name, "value": "" if field.default is None else shown(field.default)}
         if "|" in (kind := type_name(field)):
             entry["enum"] = kind.split("|")
         entry["description"] = " ".join((field.description or "").split())
@@ -78,10 +78,10 @@ def for_argo() -> list[dict[str, Any]]:
     return entries
 
 
-def schema() -> dict[str, Any]:
+def schema() -> Json:
     """A JSON schema of an object of the workflow's parameters, for the values of the Helm chart. Numbers and truth
     values may also be given as texts, as in Argo, and '' means none."""
-    properties: dict[str, Any] = {}
+    properties: Json = {}
     fields = flat(Plan)
     for entry in for_argo():
         field = fields[entry["name"]][1]
@@ -92,7 +92,7 @@ def schema() -> dict[str, Any]:
             "JSON": ("array", r"\[.*\]"),
         }.get(type_name(field), ("string", ""))
         is_none = field.default is None
-        one: dict[str, Any] = {"description": entry["description"]}
+        one: Json = {"description": entry["description"]}
         one["type"] = list(dict.fromkeys((kind, "string"))) + ["null"] * is_none
         if kind == "array":
             one["items"] = {"type": "string"}

@@ -31,6 +31,7 @@ from self_reward.parameters.stages import (
     flattened,
     nested,
 )
+from self_reward.types import Json
 
 ENVIRONMENT = "SELF_REWARD_PARAMETERS"
 
@@ -79,11 +80,11 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
 
 
 def _invalid(
-    error: ValidationError, kind: type[Repository], values: dict[str, Any], sources: dict[str, tuple[Any, str]]
+    error: ValidationError, kind: type[Repository], values: Json, sources: dict[str, tuple[Any, str]]
 ) -> list[str]:
     """What is wrong with each value that pydantic refuses, and what contradicts the others."""
     names = {place: name for name, (place, _) in flat(kind).items()}
-    first: dict[str, Any] = {}  # of a list with a million bad words, too, the first problem alone
+    first: Json = {}  # of a list with a million bad words, too, the first problem alone
     for detail in error.errors():
         location = detail["loc"]
         name = next(names[place] for n in (1, 2) if (place := tuple(map(str, location[:n]))) in names)

@@ -28,6 +28,7 @@ from self_reward.parameters.settings import (
     Writing,
     neutral,
 )
+from self_reward.types import Json
 
 # Set per step, never for a whole run.
 BY_STEP = ("iteration", "revision", "commit_file", "result_file", "stop_file", "shard", "merge", "sft_file")
@@ -276,10 +277,10 @@ def flat(kind: type[Fields], prefix: str = "", at: tuple[str, ...] = ()) -> dict
     return parameters
 
 
-def nested(kind: type[Fields], values: dict[str, Any]) -> dict[str, Any]:
+def nested(kind: type[Fields], values: Json) -> Json:
     """`values` by flat name, as the constructor of `kind` takes them."""
     places = flat(kind)
-    arguments: dict[str, Any] = {}
+    arguments: Json = {}
     for name, value in values.items():
         *groups, last = places[name][0]
         inner = arguments
@@ -289,9 +290,9 @@ def nested(kind: type[Fields], values: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def flattened(parameters: Fields) -> dict[str, Any]:
+def flattened(parameters: Fields) -> Json:
     """All values by flat name: what keys, manifests and SELF_REWARD_PARAMETERS hold."""
-    values: dict[str, Any] = {}
+    values: Json = {}
     for name, (place, _) in flat(type(parameters)).items():
         value: Any = parameters
         for attribute in place:
@@ -312,7 +313,7 @@ def given(parameters: Fields) -> set[str]:
     return names
 
 
-def key_parameters(parameters: Fields) -> dict[str, Any]:
+def key_parameters(parameters: Fields) -> Json:
     """The parameters that are part of a stage's key, by flat name: those that affect what the stage writes."""
     fields = flat(type(parameters))
     return {
@@ -328,5 +329,5 @@ def affects_output(field: Any) -> bool:
     return _extra(field).get("affects_output") is not False
 
 
-def _extra(field: Any) -> dict[str, Any]:
+def _extra(field: Any) -> Json:
     return field.json_schema_extra or {}

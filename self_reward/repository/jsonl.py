@@ -1,10 +1,9 @@
-"""Files of one JSON object a line: read with every problem named by file and line, written whole or not at all.
+"""Files of one JSON object per line: read with every problem named by file and line, written whole or not at all.
 
 msgspec reads and writes a million rows of 700 bytes in a few seconds; what it cannot read is looked at again, slowly,
 to say what is wrong with it.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from self_reward import files
 from self_reward.errors import UserError
 
 MOST_PROBLEMS = 20  # enough to see the pattern; a file of a million bad rows must not print a million lines
@@ -194,21 +194,12 @@ def _type_name(kind: Any) -> str:
 
 
 def write(path: Path, rows: Iterable[Row]) -> int:
-    """Write `rows` to `path` by way of a temporary file and a rename; returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    """Write `rows` to `path`, all of them or nothing; returns how many."""
     encode = msgspec.json.Encoder().encode
     count = 0
-    try:
-        with open(temporary, "wb") as file:
-            for row in rows:
-                file.write(encode(row))
-                file.write(b"\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.whole_file(path) as part, open(part, "wb") as file:
+        for row in rows:
+            file.write(encode(row))
+            file.write(b"\n")
+            count += 1
     return count

@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from self_reward import texts
 from self_reward.errors import UserError
@@ -12,14 +11,14 @@ from self_reward.parameters.stages import Common, ModelStage, Repository
 from self_reward.repository import artifacts
 from self_reward.run.manifest import files_of, hash_of
 from self_reward.run.progress import Progress
-from self_reward.store import Snapshot, is_remote, open_store
+from self_reward.store import Snapshot, Store, is_remote, open_store
 
 
 class Checkout:
     """`inputs`: what artifacts.py says is read; `base_id`: the base model as resolved, or None; `folder`: where copies
     are put."""
 
-    def __init__(self, store: Any, snapshot: Snapshot, inputs: artifacts.Inputs, base_id: str | None, folder: Path):
+    def __init__(self, store: Store, snapshot: Snapshot, inputs: artifacts.Inputs, base_id: str | None, folder: Path):
         self.store, self.snapshot, self.inputs, self.base_id, self.folder = store, snapshot, inputs, base_id, folder
         self.progress = Progress()
         self._pulled: set[str] = set()
@@ -66,7 +65,7 @@ class Checkout:
             raise UserError([problem.replace(f"{self.folder}/inputs/", "") for problem in error.problems]) from error
 
 
-def open_data_repo(p: Repository) -> Any:
+def open_data_repo(p: Repository) -> Store:
     """The store that `data_repo` and `branch` name."""
     return open_store(
         p.data_repo,

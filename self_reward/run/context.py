@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from self_reward.models.job import Job
 from self_reward.repository import artifacts
 from self_reward.run.checkout import Checkout
-from self_reward.store import Snapshot
+from self_reward.store import Snapshot, Store
+from self_reward.types import Json
 
 if TYPE_CHECKING:
     from self_reward.repository import jsonl
@@ -26,7 +27,7 @@ class Run(Checkout):
 
     def __init__(
         self,
-        store: Any,
+        store: Store,
         snapshot: Snapshot,
         inputs: artifacts.Inputs,
         base_id: str | None,
@@ -37,8 +38,8 @@ class Run(Checkout):
     ):
         super().__init__(store, snapshot, inputs, base_id, folder)
         self.job = Job(folder / "partial", seed, self.progress, shard)
-        self.counts: dict[str, Any] = {}
-        self.details: dict[str, Any] = {}
+        self.counts: Json = {}
+        self.details: Json = {}
         self.log = log
 
     def output(self, name: str) -> Path:

@@ -3,20 +3,20 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from self_reward.errors import UserError
 from self_reward.parameters.stages import Common
 from self_reward.repository import artifacts
 from self_reward.run.manifest import names_of
 from self_reward.run.workdir import only_worker
-from self_reward.store import Snapshot, commits_after, recorded_sha256
+from self_reward.store import Snapshot, Store, commits_after, recorded_sha256
 from self_reward.store.errors import Conflict
+from self_reward.types import Json
 
 
 def find(
-    store: Any, snapshot: Snapshot, key: str, manifest_path: str, *, pinned: bool, force: bool
-) -> tuple[str | None, dict[str, Any]] | None:
+    store: Store, snapshot: Snapshot, key: str, manifest_path: str, *, pinned: bool, force: bool
+) -> tuple[str | None, Json] | None:
     """Where the result with this key is: (commit, its manifest), or None. The commit is None if only an older commit
     has it. With a pinned `--revision` the commit is that one, or the one after it if this very step made that, so that
     the next step can be pinned to it in turn. With `force` only the latter counts: a try of this step that was lost
@@ -37,9 +37,9 @@ def find(
     return None
 
 
-def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> dict[str, Any] | None:
+def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> Json | None:
     """The manifest, if it has this key and shard and all outputs that it lists are in the commit."""
-    manifest = json.loads(snapshot.small.get(manifest_path, b"{}"))
+    manifest = json.loads(snapshot.contents.get(manifest_path, b"{}"))
     if (manifest.get("key"), manifest.get("shard")) != (key, shard):
         return None
     complete = all(snapshot.sha256.get(path) == output["sha256"] for path, output in manifest["outputs"].items())
@@ -47,7 +47,7 @@ def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str |
 
 
 def commit_again(
-    store: Any, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, folder: Path
+    store: Store, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, folder: Path
 ) -> str:
     """Bring the result of an older commit to the head again."""
     older = next(c for c in snapshot.log if c.key == key)
@@ -80,7 +80,7 @@ def refuse_moved_branch(p: Common, snapshot: Snapshot) -> None:
 
 def refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
     """Nothing of the user's is overwritten: what no manifest lists is the user's."""
-    written = recorded_sha256(snapshot.small)
+    written = recorded_sha256(snapshot.contents)
     problems = [
         f"{name} exists and was not written by a stage (no manifest lists it); move it out of the data repository, or "
         "use another one"

@@ -16,7 +16,8 @@ import self_reward
 from self_reward.parameters.stages import Common, key_parameters
 from self_reward.repository import artifacts
 from self_reward.store import Snapshot
-from self_reward.store.local import index
+from self_reward.store.content import hash_file, walk
+from self_reward.types import Json
 
 if TYPE_CHECKING:
     from self_reward.run.context import Run
@@ -56,18 +57,16 @@ def names_of(path: str, snapshot: Snapshot) -> list[str]:
     return [name for name in snapshot.files if name == path or name.startswith(path + "/")]
 
 
-def record(
-    name: str, p: Common, key: str, snapshot: Snapshot, run: "Run", *, stopped: str, seconds: float
-) -> dict[str, Any]:
+def record(name: str, p: Common, key: str, snapshot: Snapshot, run: "Run", *, stopped: str, seconds: float) -> Json:
     """The manifest of a finished stage, whose outputs are in the run's folder."""
     import importlib.metadata
 
     outputs = {}
     for path in run.inputs.outputs.values():
         local = run.folder / "outputs" / path
-        files = [f"{path}/{rest}" for rest in index.walk(local, skip_hidden=False)] if local.is_dir() else [path]
+        files = [f"{path}/{rest}" for rest in walk(local, skip_hidden=False)] if local.is_dir() else [path]
         for file in files:
-            entry = index.hash_file(run.folder / "outputs" / file)
+            entry = hash_file(run.folder / "outputs" / file)
             outputs[file] = {"sha256": entry.sha256, "xxh3": entry.blob, "size": entry.size}
     versions = {"python": platform.python_version(), "self_reward": self_reward.__version__}
     if revision := os.environ.get("SELF_REWARD_REVISION"):  # of the image

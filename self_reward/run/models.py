@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from self_reward.models import base_model, checkpoints, model
 from self_reward.models import policy as policies
@@ -12,6 +11,7 @@ from self_reward.models.policy import Policy
 from self_reward.parameters.stages import ModelStage, SamplingStage
 from self_reward.run.checkout import Checkout
 from self_reward.run.context import Run
+from self_reward.types import Json
 
 
 def chain(checkout: Checkout, p: ModelStage, role: str) -> tuple[Path, list[Path]]:
@@ -75,7 +75,7 @@ def export(checkout: Checkout, p: ModelStage, role: str, to: Path) -> None:
     )
 
 
-def record_training(run: Run, output: str, start: str, finetune: str, metrics: dict[str, Any]) -> None:
+def record_training(run: Run, output: str, start: str, finetune: str, metrics: Json) -> None:
     """Write what the trained checkpoint is based on (the one in role `start`) and the measurements of its training."""
     parent = run.inputs.chains[start][-1]
     checkpoints.save_checkpoint_metadata(

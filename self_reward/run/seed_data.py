@@ -2,22 +2,19 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from self_reward.errors import UserError
 from self_reward.repository import artifacts
-from self_reward.store import Snapshot, is_remote, open_store
+from self_reward.store import Progress, Store, is_remote, open_store
+from self_reward.store.content import walk
 from self_reward.store.errors import NotFound
-from self_reward.store.local import index
-from self_reward.store.local.store import make_folder
 
 log = logging.getLogger("self_reward")
 
 FOLDERS = ("M0/train/", "M0/eval/")  # what is copied
-
-Progress = Callable[[int, int, str], None]
 
 
 class _Options(TypedDict):
@@ -48,9 +45,10 @@ def copy_seed_data(
     if `seed_data` cannot be reached.
     """
     options: _Options = {"lock_timeout": lock_timeout, "store_timeout": store_timeout, "cache_dir": cache_dir}
+    target = open_store(data_repo, branch=branch, **options)
     existing: set[str] = set()
-    if is_remote(data_repo) or _has_files(data_repo):
-        existing = _files_at_head(data_repo, branch, options)
+    if is_remote(data_repo) or target.exists():
+        existing = _files_at_head(target, data_repo)
         if train := sorted(path for path in existing if path.startswith("M0/train/") and path.endswith(".jsonl")):
             log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(train[:3]))
             return
@@ -63,21 +61,14 @@ def copy_seed_data(
         raise type(error)([f"seed_data: {problem}" for problem in problems]) from None
     files = {path: local for path, local in source.items() if path not in existing}
     if not is_remote(data_repo):
-        make_folder(data_repo)
-    target = open_store(data_repo, branch=branch, **options)
+        target.create()
     at = f" at commit {commit}" if commit else ""
     copied = target.put(files, message=f"seed data: M0/train and M0/eval of {seed_data}{at}")
     log.info("copied %d files from %s to %s, commit %s", len(files), seed_data, data_repo, copied)
 
 
-def _has_files(folder: str) -> bool:
-    root = Path(folder).expanduser()
-    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
-def _files_at_head(data_repo: str, branch: str, options: _Options) -> set[str]:
+def _files_at_head(store: Store, data_repo: str) -> set[str]:
     """The files of a data repository; none if it has no commit yet."""
-    store: Any = open_store(data_repo, branch=branch, **options)
     try:
         return set(store.resolve().files)
     except NotFound:
@@ -94,26 +85,12 @@ def _fetch(
     if not is_remote(seed_data) and not (root / ".oxen").exists():  # a plain folder is not made into a repository
         if not root.is_dir():
             raise NotFound(f"{seed_data} is not a folder; expected one with M0/train in it, or a server's address")
-        return {path: root / path for path in _seed_paths(list(index.walk(root)), seed_data)}, ""
-    store = _open_seed(data_repo, seed_data, options)
-    snapshot: Snapshot = store.resolve()
+        return {path: root / path for path in _seed_paths(list(walk(root)), seed_data)}, ""
+    store = open_store(seed_data, branch="main", token=_token_variable(data_repo, seed_data), **options)
+    snapshot = store.resolve()
     paths = _seed_paths(snapshot.files, f"{seed_data} at commit {snapshot.commit}")
     store.pull(snapshot, paths, scratch, progress)
     return {path: scratch / path for path in paths}, snapshot.commit
-
-
-def _open_seed(data_repo: str, seed_data: str, options: _Options) -> Any:
-    if not is_remote(seed_data):
-        return open_store(seed_data, branch="main", **options)
-    from self_reward.store.remote.store import RemoteStore
-
-    return RemoteStore(
-        seed_data,
-        branch="main",
-        store_timeout=options["store_timeout"],
-        cache_dir=Path(options["cache_dir"]),
-        token=_token_variable(data_repo, seed_data),
-    )
 
 
 def _token_variable(data_repo: str, seed_data: str) -> str:

@@ -13,12 +13,15 @@ from typing import Any
 from self_reward.errors import UserError
 from self_reward.parameters.stages import Common, key_parameters
 from self_reward.run.context import Run
+from self_reward.store import Snapshot, Store
+from self_reward.store.remote.address import parse as parse_address
+from self_reward.types import Json
 
 PREFIX = "shards/"
 POSITION = "position"
 SHOWN = 10  # problems of one kind that are named
 
-Row = dict[str, Any]
+Row = Json
 
 
 def folder(key: str) -> str:
@@ -31,7 +34,7 @@ def branch(key: str, number: int, count: int) -> str:
     return f"{folder(key)}{number}-of-{count}"
 
 
-def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], list[dict[str, Any]]]:
+def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], list[Json]]:
     """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests.
 
     Raises UserError that names every shard that is missing, and every one that does not belong to the others.
@@ -39,30 +42,29 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], li
     from self_reward.repository import jsonl
 
     store, count = run.store, getattr(p, "shards", 1)
-    (path,) = run.inputs.outputs.values()
-    parameters = key_parameters(p)
-    branches, at = store.branches(PREFIX), store.address
     expected = [branch(key, number, count) for number in range(count)]
+    branches = store.branches(PREFIX)
     manifest_path = f"M{p.iteration}/{stage}.manifest.json"
 
-    def manifest_of(name: str) -> tuple[Any, dict[str, Any]]:
+    def resolve(name: str) -> tuple[Snapshot, Json]:
         snapshot = store.on(name).resolve()
-        found = json.loads(snapshot.small.get(manifest_path, b"{}"))
-        return snapshot, found if "shard" in found else {}  # else the run's own, from before the shard
+        manifest = json.loads(snapshot.contents.get(manifest_path, b"{}"))
+        return snapshot, manifest if "shard" in manifest else {}  # else the run's own, from before the shard
 
-    problems, missing = [], []
+    problems = []
     for name in sorted(set(branches) - set(expected)):
         if name.startswith(folder(key)):
+            at = parse_address(p.data_repo)
             problems.append(
                 f"foreign shard {name}: of the same work, but not one of the {count} from 0-of-{count} to "
                 f"{count - 1}-of-{count}; merge with the --shards that it was made with, or remove that branch "
                 f'(curl -X DELETE -H "Authorization: Bearer $OXEN_TOKEN" '
                 f"{at.server}/api/repos/{at.namespace}/{at.name}/branches/{name})"
             )
-    found = {}
+    parts, missing = {}, []
     for number, name in enumerate(expected):
-        snapshot, manifest = manifest_of(name) if name in branches else (None, {})
-        if not manifest:
+        snapshot, manifest = resolve(name) if name in branches else (None, {})
+        if snapshot is None or not manifest:
             missing.append(number)
         elif (manifest["key"], manifest["shard"]) != (key, f"{number}/{count}"):
             problems.append(
@@ -70,36 +72,37 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], li
                 f"{manifest['shard']} with key {manifest['key']}; remove that branch and run the shard again"
             )
         else:
-            found[number] = snapshot, manifest
+            parts[number] = snapshot, manifest
     for name in sorted(branches):
         match = re.fullmatch(rf"{PREFIX}\w+/(\d+)-of-{count}", name)
         if match and int(match[1]) in missing and not name.startswith(folder(key)):
-            _, manifest = manifest_of(name)
+            _, manifest = resolve(name)
             if manifest:
                 problems.append(
                     f"foreign shard {manifest['shard']} in branch {name}: made with other parameters or inputs "
-                    f"({_differences(manifest, parameters)}); run it again with the flags of this merge, or give this "
-                    "merge the flags of that shard"
+                    f"({_differences(manifest, key_parameters(p))}); run it again with the flags of this merge, or "
+                    "give this merge the flags of that shard"
                 )
     if missing:
         which = "all of them" if len(missing) == count else ", ".join(f"{number}/{count}" for number in missing)
         problems.append(
             f"missing shards of M{p.iteration} {stage}: {which}. Run python stages/{stage}.py --shard "
             f"{missing[0]}/{count}"
-            + (f" (to {missing[-1]}/{count}, each in a process of its own)" if len(missing) > 1 else "")
+            + (f" (to {missing[-1]}/{count}, each in a separate process)" if len(missing) > 1 else "")
             + " with the other flags of this merge, then merge again"
         )
     if problems:
         raise UserError(problems)
-    parts = []
-    for number, (snapshot, _) in sorted(found.items()):
+    (path,) = run.inputs.outputs.values()
+    rows = []
+    for number, (snapshot, _) in sorted(parts.items()):
         to = run.folder / "shards" / str(number)
         store.on(expected[number]).pull(snapshot, [path], to, progress=run.progress)
-        parts.append(list(jsonl.read(to / path)))
-    return parts, [found[number][1] for number in range(count)]
+        rows.append(list(jsonl.read(to / path)))
+    return rows, [manifest for _, (_, manifest) in sorted(parts.items())]
 
 
-def _differences(manifest: dict[str, Any], parameters: Mapping[str, Any]) -> str:
+def _differences(manifest: Json, parameters: Mapping[str, Any]) -> str:
     theirs = manifest["parameters"]
     found = [
         f"{name} is {theirs.get(name)!r} there, {parameters.get(name)!r} here"
@@ -153,7 +156,7 @@ def join(parts: Sequence[Sequence[Row]], prompt_ids: Sequence[str], rows_each: i
     return [row for rows in at for row in rows]
 
 
-def remove(store: Any, key: str) -> None:
+def remove(store: Store, key: str) -> None:
     """Remove the branches of all shards of the stage with `key`."""
     for name in store.branches(folder(key)):
         store.remove_branch(name)

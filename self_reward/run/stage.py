@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from self_reward import disk
 from self_reward.errors import UserError
+from self_reward.files import remove_unreserved
 from self_reward.parameters.sources import parse
 from self_reward.parameters.stages import Common, S
 from self_reward.repository import artifacts
@@ -22,9 +23,10 @@ from self_reward.run import finished, manifest, shards
 from self_reward.run.checkout import base_id, disks, open_data_repo
 from self_reward.run.context import Run
 from self_reward.run.process import guard
-from self_reward.run.workdir import folder_of, only_worker, remove_abandoned, remove_unlocked
+from self_reward.run.workdir import folder_of, only_worker, remove_abandoned
 from self_reward.store import commits_after, is_remote
 from self_reward.store.errors import Conflict
+from self_reward.types import Json
 
 log = logging.getLogger("self_reward")
 
@@ -37,7 +39,7 @@ class Stage(Generic[S]):
 
     name: str
     work: Callable[[S, Run], None]
-    stop_rule: Callable[[S, dict[str, Any], dict[str, Any]], str | None] | None = None
+    stop_rule: Callable[[S, Json, Json], str | None] | None = None
     join: Callable[[S, Run, list[list[shards.Row]]], None] | None = None
 
 
@@ -47,7 +49,7 @@ def main(
     work: Callable[[S, Run], None],
     doc: str | None,
     *,
-    stop_rule: Callable[[S, dict[str, Any], dict[str, Any]], str | None] | None = None,
+    stop_rule: Callable[[S, Json, Json], str | None] | None = None,
     join: Callable[[S, Run, list[list[shards.Row]]], None] | None = None,
 ) -> int:
     """Run the stage `name`; returns its exit code. The arguments are those of Stage."""
@@ -68,7 +70,7 @@ def _run(stage: Stage[S], p: S) -> None:
     snapshot = store.resolve(p.revision)
     for note in snapshot.notes:
         log.info("%s", note)
-    inputs = artifacts.inputs(stage.name, p, snapshot.files, snapshot.small)
+    inputs = artifacts.inputs(stage.name, p, snapshot.files, snapshot.contents)
     label = f"M{p.iteration} {stage.name}" + (f" {'{}/{}'.format(*shard)}" if shard else "")
     if inputs.nothing_to_do:
         finish(p, snapshot.commit, snapshot.commit, "")
@@ -172,7 +174,7 @@ def _shard(p: Common) -> tuple[tuple[int, int] | None, bool]:
 
 def _skip(p: Common, label: str, folder: Path, commit: str, made: str, stopped: str) -> None:
     """The result exists: `commit` is to be read by the next stage, `made` is the one that brought the result."""
-    remove_unlocked(folder)  # what a process left that was killed after its commit
+    remove_unreserved(folder)  # what a process left that was killed after its commit
     log.info("done already: %s", made)
     finish(p, commit, made, stopped)
     print(f"{label}  skipped  (commit {made})")
@@ -183,14 +185,14 @@ def _seed_of(p: Common, name: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1  # 31 bits, as every engine takes
 
 
-def _stop_reason(stage: Stage[S], p: S, counts: dict[str, Any], details: dict[str, Any]) -> str:
+def _stop_reason(stage: Stage[S], p: S, counts: Json, details: Json) -> str:
     reason = (stage.stop_rule(p, counts, details) if stage.stop_rule else None) or ""
     if reason:
         log.warning("stop: %s", reason)
     return reason
 
 
-def _in_words(counts: dict[str, Any]) -> str:
+def _in_words(counts: Json) -> str:
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3]) or "done"
 
 

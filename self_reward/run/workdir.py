@@ -1,7 +1,6 @@
 """Folders of uncommitted work: where they are, who may use them, when they are removed."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -9,8 +8,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from self_reward import files
 from self_reward.errors import TryAgain
 from self_reward.parameters.stages import Repository
 from self_reward.store import is_remote
@@ -44,37 +43,12 @@ def scratch_folder(p: Repository, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_worker(folder: Path) -> Iterator[None]:
-    """Two processes must not write the same partial results; the lock ends with its process."""
-    lock = folder.with_name(folder.name + ".lock")
-    with contextlib.ExitStack() as stack:
-        while True:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # its last holder removed lock or folder just now: once more
-                file = stack.enter_context(open(lock, "a+"))
-                _lock_or_say_who(file, lock)
-                if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
-                    break
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # other stages' partial results may be there
-                lock.parent.rmdir()
-
-
-def remove_unlocked(folder: Path) -> bool:
-    """Remove a folder of uncommitted work and its lock, unless a living process works there."""
-    if not folder.exists() and not folder.with_name(folder.name + ".lock").exists():
-        return False
+    """Two processes must not write the same partial results."""
     try:
-        with only_worker(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-    except TryAgain:
-        return False
-    return True
+        with files.reserved(folder):
+            yield
+    except files.Locked as error:
+        raise TryAgain(f"process {error.holder} is running this very stage ({error.path})") from None
 
 
 def remove_abandoned(own: Path) -> None:
@@ -89,7 +63,7 @@ def remove_abandoned(own: Path) -> None:
         days = (time.time() - max(touched, default=0)) / 86400
         if days < ABANDONED_DAYS:
             left += sum(state.st_blocks * 512 for state in states)
-        elif remove_unlocked(folder) and states:
+        elif files.remove_unreserved(folder) and states:
             log.info("removed %s: uncommitted work that nobody touched for %d days", folder, days)
     if left > MUCH:
         log.info(
@@ -105,11 +79,3 @@ def _states(folder: Path) -> list[os.stat_result]:
             with contextlib.suppress(FileNotFoundError):
                 states.append(os.lstat(path))
     return states
-
-
-def _lock_or_say_who(file: IO[str], lock: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise TryAgain(f"process {file.read().strip()} is running this very stage ({lock})") from None

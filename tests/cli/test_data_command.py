@@ -15,6 +15,7 @@ from self_reward.cli.text import human, plain
 from self_reward.errors import UserError
 from self_reward.repository import jsonl
 from self_reward.store import Commit, open_store
+from self_reward.store.content import hash_file
 from self_reward.store.errors import Conflict, Corrupt, NotFound
 from self_reward.store.local import index
 from tests.support import servers
@@ -52,7 +53,7 @@ class Made:
         for path, content in files.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_bytes(content)
-            entry = index.hash_file(out / path)
+            entry = hash_file(out / path)
             outputs[path] = {"sha256": entry.sha256, "size": entry.size, "xxh3": entry.blob}
         path = f"M{k}/{name}.manifest.json"
         seconds = float(len(self.commits))
@@ -152,7 +153,7 @@ def test_ls_of_an_older_commit_and_of_a_missing_path(made, run):
         run("ls", "M0/generated/prompt.jsonl")
     with pytest.raises(NotFound, match=r"M7/x is not in commit \w+; it has M0, M1, rubric.txt"):
         run("ls", "M7/x")
-    with pytest.raises(NotFound, match=f"revision abcdef is no commit.*newest are {made.commits[-1][:12]}"):
+    with pytest.raises(NotFound, match=f"revision abcdef is not a commit.*newest are {made.commits[-1][:12]}"):
         run("ls", "--revision", "abcdef")
 
 
@@ -336,7 +337,7 @@ def test_a_file_that_another_program_wrote_is_not_lost_by_put(tmp_path):
     store.resolve()
     (tmp_path / "data/M0/train/ift.jsonl").write_text("edited\n")
     (tmp_path / "new").write_text("new\n")
-    with pytest.raises(Conflict, match="was changed and is in no commit yet"):
+    with pytest.raises(Conflict, match="was changed and is not committed yet"):
         store.put({"M0/train/ift.jsonl": tmp_path / "new"}, message="m")
     assert (tmp_path / "data/M0/train/ift.jsonl").read_text() == "edited\n"
     with pytest.raises(UserError, match="is a folder in the data repository"):

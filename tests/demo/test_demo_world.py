@@ -7,6 +7,7 @@ import re
 import pytest
 
 from demo import make_data, world
+from self_reward import files
 from self_reward.errors import UserError
 from self_reward.method.judge import judge_prompt, matches_rubric, parse_score
 
@@ -182,7 +183,8 @@ def test_same_seed_gives_the_same_bytes_and_other_data_is_left_alone(small, tmp_
 
 
 def test_a_killed_run_leaves_nothing_that_stops_the_next(small, tmp_path):
-    (tmp_path / "data.part/M0").mkdir(parents=True)
-    (tmp_path / "data.part/M0/half").write_text("half")
+    part = files.partial(tmp_path / "data")
+    (part / "M0").mkdir(parents=True)
+    (part / "M0/half").write_text("half")
     assert make_data.make(tmp_path / "data", 0)
-    assert not (tmp_path / "data.part").exists() and not (tmp_path / "data/M0/half").exists()
+    assert not part.exists() and not (tmp_path / "data/M0/half").exists()

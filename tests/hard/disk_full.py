@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from self_reward.store import open_store
+from self_reward.store.content import hash_file
 from self_reward.store.local import index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,9 +173,9 @@ def check_repository(place: Path, commits: int) -> None:
     for commit in snapshot.log:
         tree = index.read_tree(data, commit.id) or {}
         for path, entry in tree.items():
-            must(index.hash_file(index.blob_path(data, entry.blob)) == entry, f"{path} of commit {commit} is damaged")
+            must(hash_file(index.blob_path(data, entry.blob)) == entry, f"{path} of commit {commit} is damaged")
     for path, sha256 in snapshot.sha256.items():
-        must(index.hash_file(data / path).sha256 == sha256, f"{path} differs from its commit")
+        must(hash_file(data / path).sha256 == sha256, f"{path} differs from its commit")
 
 
 def check_failure(code: int, said: str, place: Path, disk: Path) -> str:

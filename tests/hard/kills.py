@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from self_reward.store.content import hash_file, walk
 from self_reward.store.local import index
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -550,7 +551,7 @@ def check_loop(loop: Loop, reference: dict[str, Any] | None) -> dict[str, Any]:
         problems.append(f"committed more than once: {doubled}")
     problems += _missing_content(loop, seen)
     head = seen["trees"][seen["log"][0][0]]
-    working = {path: hashlib.sha256((loop.data / path).read_bytes()).hexdigest() for path in index.walk(loop.data)}
+    working = {path: hashlib.sha256((loop.data / path).read_bytes()).hexdigest() for path in walk(loop.data)}
     problems += _differ("the working tree", working, "the newest commit", head)
     manifests = {name: _lasting(json.loads(text)) for name, text in seen["manifests"].items()}
     problems += _head_problems(seen)
@@ -606,7 +607,7 @@ def _missing_content(loop: Loop, seen: dict[str, Any]) -> list[str]:
         for path, entry in tree.items():
             stored = index.blob_path(loop.data, entry.blob)
             if entry.blob not in known:
-                known[entry.blob] = index.hash_file(stored) if stored.exists() else None
+                known[entry.blob] = hash_file(stored) if stored.exists() else None
             if known[entry.blob] != entry:
                 problems.append(f"{path} of commit {commit}: content {entry.blob} is missing or damaged")
     return problems

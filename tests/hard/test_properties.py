@@ -18,6 +18,7 @@ from self_reward.method import judge, preferences, prompts
 from self_reward.models import chat
 from self_reward.models.engines import Sample
 from self_reward.repository import artifacts, examples, jsonl
+from self_reward.store.content import hash_file, walk
 from self_reward.store.local import index
 from tests.support import invariants
 
@@ -694,14 +695,14 @@ def test_the_working_tree_differs_where_files_do(tmp_path_factory, then, now, kn
     old, new = tmp_path_factory.mktemp("old"), tmp_path_factory.mktemp("new")
     then, now = lay_out(old, then), lay_out(new, now)
     visible = {path for path in then if not any(part.startswith(".") for part in path.split("/"))}
-    assert set(index.walk(old)) == visible
-    tree = {path: index.hash_file(old / path) for path in then}
+    assert set(walk(old)) == visible
+    tree = {path: hash_file(old / path) for path in then}
     stats: dict[str, list] = {}
     for _ in range(2):  # the second time from what is remembered
         changed, missing = index.compare(new, tree, stats if known else {})
         seen = {path for path in now if path in then or not any(part.startswith(".") for part in path.split("/"))}
         assert set(changed) == {path for path in seen if then.get(path) != now[path]}
         assert missing == sorted(set(then) - set(now))
-        assert all(changed[path] == index.hash_file(new / path) for path in changed)
+        assert all(changed[path] == hash_file(new / path) for path in changed)
     index.write_tree(new, "c", tree)
     assert index.read_tree(new, "c") == tree

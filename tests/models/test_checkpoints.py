@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from self_reward import files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import checkpoints
 from tests.support import tiny
@@ -197,7 +198,7 @@ def test_metadata(tmp_path):
 
 
 def test_disk_full_is_try_again_and_leaves_nothing(tmp_path):
-    with pytest.raises(TryAgain, match="disk"), checkpoints.written_beside(tmp_path / "out"):
+    with pytest.raises(TryAgain, match="disk"), files.whole_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
 

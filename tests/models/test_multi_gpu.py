@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 
+from self_reward import files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import model as models
 from self_reward.models import resuming, train_group, train_worker, training
@@ -398,7 +399,7 @@ def test_what_a_process_left_that_filled_the_gpu_is_removed_by_one_process(model
 
 
 def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
-    (tmp_path / "error-0.part").symlink_to("/dev/full")
+    files.partial(tmp_path / "error-0.json").symlink_to("/dev/full")
     command = [
         sys.executable,
         "-m",

@@ -108,7 +108,7 @@ def merge(place, stage="02_gen_responses", count=3, before=()):
 
 
 def small(place, path):
-    return json.loads(place.store.resolve().small[path])
+    return json.loads(place.store.resolve().contents[path])
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_foreign_shards_are_named(place, parts, tmp_path):
 
     with_seed = f"shards/{'0' * 16}/1-of-3"
     place.store.make_branch(with_seed, parts[second])
-    manifest = json.loads(place.store.on(with_seed).resolve().small[MANIFEST])
+    manifest = json.loads(place.store.on(with_seed).resolve().contents[MANIFEST])
     manifest |= {"key": "0" * 64, "parameters": {**manifest["parameters"], "seed": 7}}
     change(place, with_seed, tmp_path, {MANIFEST: json.dumps(manifest)})
     code, _, err = merge(place)

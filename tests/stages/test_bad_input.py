@@ -21,7 +21,7 @@ import pytest
 from self_reward import texts
 from self_reward.method import judge
 from self_reward.repository import jsonl
-from self_reward.store.local import index
+from self_reward.store.content import hash_file, walk
 
 ROOT = Path(__file__).parents[2]
 RUBRIC = texts.builtin("rubric", "additive")
@@ -59,7 +59,7 @@ def made(tmp_path_factory) -> Path:
     metadata = {"finetune": "full", "parent": None, "base_model": "org/base@1"}
     (data / "M0/models/sft/final_checkpoint/self_reward.json").write_text(json.dumps(metadata))
     outputs = {
-        path.relative_to(data).as_posix(): {"sha256": index.hash_file(path).sha256, "size": path.stat().st_size}
+        path.relative_to(data).as_posix(): {"sha256": hash_file(path).sha256, "size": path.stat().st_size}
         for path in sorted((data / "M0/models/sft/final_checkpoint").iterdir())
     }
     (data / "M0/00_sft.manifest.json").write_text(json.dumps({"key": "0" * 64, "outputs": outputs}))
@@ -91,8 +91,8 @@ def start(program: str, here: Path, *flags: str, **environment: str | None) -> s
 def files(here: Path) -> dict[str, str]:
     """What lies in the repository's folder, by content."""
     data = here / "data"
-    paths = index.walk(data, skip_hidden=False) if data.is_dir() else []
-    return {path: index.hash_file(data / path).sha256 for path in paths if not path.startswith(".oxen")}
+    paths = walk(data, skip_hidden=False) if data.is_dir() else []
+    return {path: hash_file(data / path).sha256 for path in paths if not path.startswith(".oxen")}
 
 
 def commits(here: Path) -> dict[str, dict[str, str]]:
@@ -413,7 +413,7 @@ def test_an_iteration_whose_start_is_not_there(here):
 
 
 def test_a_revision_that_is_none(here):
-    said = ["revision nosuch is no commit of branch main; its newest are ", "M0 04_gen_preferences"]
+    said = ["revision nosuch is not a commit of branch main; its newest are ", "M0 04_gen_preferences"]
     fails(here, "04_gen_preferences", "--revision", "nosuch", said=said)
 
 
@@ -441,10 +441,10 @@ def test_another_process_holds_the_repository(here):
     ],
 )
 def test_a_file_that_was_changed_after_the_stage_that_wrote_it(here, path):
-    recorded = index.hash_file(here / "data" / path).sha256
+    recorded = hash_file(here / "data" / path).sha256
     with open(here / "data" / path, "ab") as file:
         file.write(b"\n")
-    said = [f"{path} was changed after the stage that wrote it", recorded, index.hash_file(here / "data" / path).sha256]
+    said = [f"{path} was changed after the stage that wrote it", recorded, hash_file(here / "data" / path).sha256]
     fails(here, "04_gen_preferences", said=said)
 
 

@@ -41,7 +41,7 @@ def repository() -> Snapshot:
         files=dict.fromkeys(files, 1),
         blobs={},
         log=[],
-        small=small,
+        contents=small,
         sha256={path: hashlib.sha256(path.encode()).hexdigest() for path in files},
     )
 
@@ -51,7 +51,7 @@ def key_of(name: str, preset: str, iteration: int) -> str:
     flags += ["--iteration", str(iteration)] + ([] if name == "04_gen_preferences" else ["--base_model", "org/model"])
     p = parse(KINDS[name], "", flags, environment={})
     snapshot = repository()
-    inputs = artifacts.inputs(name, p, snapshot.files, snapshot.small)
+    inputs = artifacts.inputs(name, p, snapshot.files, snapshot.contents)
     return manifest.key_of(name, p, inputs, BASE_ID, snapshot)
 
 

@@ -201,7 +201,7 @@ def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
 def test_on_a_server_the_loop_makes_the_very_same_files(data, done, tmp_path):
     """On a real server where there is one, else on the double."""
     local = open_store(str(data), branch="main", lock_timeout=60, store_timeout=60).resolve()
-    written = recorded_sha256(local.small)
+    written = recorded_sha256(local.contents)
     users = {path: data / path for path in local.files if path not in written and not is_manifest(path)}
     with FakeOxen() if servers.missing("real") else servers.real_server(tmp_path / "server") as server:
         address = f"oxen+http://{server.url.removeprefix('http://')}/ns/loop"
@@ -211,7 +211,7 @@ def test_on_a_server_the_loop_makes_the_very_same_files(data, done, tmp_path):
         ended, _ = run(address, "M0", cache=tmp_path / "cache")
         assert ended.returncode == 0, ended.stderr
         remote = store.resolve()
-        made = [path for path in remote.files if path.startswith("M0/") and path in recorded_sha256(remote.small)]
+        made = [path for path in remote.files if path.startswith("M0/") and path in recorded_sha256(remote.contents)]
         assert len([path for path in made if path.startswith("M0/generated/")]) == 4
         assert len([path for path in made if path.endswith("/adapter_model.safetensors")]) == 1
         # M0/models/dpo/merged is of the last iteration alone, which was M1 there

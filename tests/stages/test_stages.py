@@ -14,22 +14,7 @@ STAGES = sorted((ROOT / "stages").glob("*.py"))
 LIBRARY = sorted((ROOT / "self_reward").rglob("*.py"))
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "accelerate", "oxen", "polars", "pandas", "scipy"}
 # The rooms of self_reward/, lowest first: each imports from those before it alone.
-ROOMS = [
-    *(
-        "errors",
-        "disk",
-        "texts",
-        "parameters",
-        "method",
-        "repository",
-        "store",
-        "models",
-        "run",
-        "cluster",
-        "plan",
-        "cli",
-    ),
-]
+ROOMS = "types errors disk files texts parameters method repository store models run cluster plan cli".split()
 # Modules that import torch or a library that does, when they are imported.
 WITH_TORCH = {
     *("models.training", "models.trainers", "models.trainable"),

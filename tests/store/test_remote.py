@@ -18,8 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 from self_reward.errors import UserError
+from self_reward.store.content import blob_of, hash_file
 from self_reward.store.errors import Auth, Conflict, Corrupt, NotFound
-from self_reward.store.local import index
+from self_reward.store.remote import workspaces
 from tests.support import servers
 from tests.support.fake_oxen import PART_SIZE, FakeOxen
 from tests.support.place import MANIFEST, PROMPTS, SEEDS, Place
@@ -72,14 +73,14 @@ def test_what_is_pushed_can_be_resolved_and_pulled(repo):
     assert snapshot.commit == snapshot.head == commit == snapshot.log[0].id
     assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", "M0 test")
     assert "self-reward" in snapshot.log[0].author and snapshot.log[0].time.startswith("20")
-    assert snapshot.files[PROMPTS] == 2000 and json.loads(snapshot.small[MANIFEST])["key"] == "ab12"
+    assert snapshot.files[PROMPTS] == 2000 and json.loads(snapshot.contents[MANIFEST])["key"] == "ab12"
     pulled = store.pull(snapshot, ["M0/generated", SEEDS], repo.folder / "in")
     assert sorted(pulled) == [PROMPTS, SEEDS]
     assert (repo.folder / "in" / PROMPTS).read_bytes() == b"p\n" * 1000
     assert (repo.folder / "in" / PROMPTS).stat().st_mode & 0o777 == 0o644
     for path in (PROMPTS, SEEDS):
-        assert pulled[path] == snapshot.sha256[path] == index.hash_file(repo.folder / "in" / path).sha256
-        assert snapshot.blobs[path] == index.blob_of(repo.folder / "in" / path)
+        assert pulled[path] == snapshot.sha256[path] == hash_file(repo.folder / "in" / path).sha256
+        assert snapshot.blobs[path] == blob_of(repo.folder / "in" / path)
     assert repo.workspaces() == []
 
 
@@ -198,7 +199,7 @@ def test_a_pushed_folder_replaces_the_old_one(repo):
         f"{path}/adapter_model.safetensors",
         f"{path}/self_reward.json",
     }
-    assert now.small[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
+    assert now.contents[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
     assert f"{path}/deep/old.json" in store.resolve(first).files
 
 
@@ -235,7 +236,7 @@ def test_progress_is_told_in_both_directions(repo):
     for told in (pushed, pulled):
         assert told[-1][0] == told[-1][1] == (110 << 20) // 1_000_000
         assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert index.blob_of(repo.folder / "in/M0/b") == index.blob_of(big)
+    assert blob_of(repo.folder / "in/M0/b") == blob_of(big)
 
 
 def test_pushing_again_is_the_same_commit_and_sends_nothing(repo):
@@ -399,23 +400,23 @@ def test_a_changed_generated_file_is_found_at_the_next_resolve_with_both_hashes(
     assert recorded in str(raised.value)
     changed = repo.folder / "changed"
     changed.write_bytes(b"wrong\n")
-    assert index.blob_of(changed) in str(raised.value) and "accept" in str(raised.value)
+    assert blob_of(changed) in str(raised.value) and "accept" in str(raised.value)
     commit, _ = repo.store().accept([PROMPTS])
     snapshot = repo.store().resolve()
-    assert snapshot.commit == commit and snapshot.sha256[PROMPTS] == index.hash_file(changed).sha256
+    assert snapshot.commit == commit and snapshot.sha256[PROMPTS] == hash_file(changed).sha256
     assert (repo.pull([PROMPTS]) / PROMPTS).read_bytes() == b"wrong\n"
 
 
 def test_a_changed_file_of_a_manifest_without_oxens_hash_is_found_at_the_pull(repo):
     """Manifests of older versions record SHA-256 alone."""
     repo.push({PROMPTS: b"right\n"}, xxh3=False)
-    recorded = index.hash_file(repo.folder / "out-ab12" / PROMPTS).sha256
+    recorded = hash_file(repo.folder / "out-ab12" / PROMPTS).sha256
     repo.talk.push({PROMPTS: b"wrong\n"}, message="behind its back")
     with pytest.raises(Corrupt, match=PROMPTS) as raised:
         repo.pull([PROMPTS])
     changed = repo.folder / "changed"
     changed.write_bytes(b"wrong\n")
-    assert recorded in str(raised.value) and index.hash_file(changed).sha256 in str(raised.value)
+    assert recorded in str(raised.value) and hash_file(changed).sha256 in str(raised.value)
     assert not (repo.folder / "in" / PROMPTS).exists()
 
 
@@ -440,7 +441,7 @@ def half_made(repo, outputs, there, key="ab12"):
     listed = {}
     for path, content in outputs.items():
         (repo.folder / "whole").write_bytes(content)
-        entry = index.hash_file(repo.folder / "whole")
+        entry = hash_file(repo.folder / "whole")
         listed[path] = {"sha256": entry.sha256, "size": entry.size, "xxh3": entry.blob}
     manifest = json.dumps({"key": key, "outputs": listed, "by": "another process"}).encode()
     return repo.talk.push({MANIFEST: manifest, **there}, message=f"M0 test\n\nkey: {key}")
@@ -464,21 +465,21 @@ def test_a_whole_commit_of_another_process_with_our_key_is_taken(repo):
     before = repo.store().resolve().commit
     whole = half_made(repo, OUTPUTS, OUTPUTS)
     assert repo.push(OUTPUTS, expected=before) == whole == repo.store().resolve().head
-    assert json.loads(repo.store().resolve().small[MANIFEST])["by"] == "another process"
+    assert json.loads(repo.store().resolve().contents[MANIFEST])["by"] == "another process"
     assert repo.workspaces() == []
 
 
 def test_workspaces_that_a_push_has_overtaken_are_removed_and_others_are_not(repo):
     """Of killed pushes of ours; its own begin with the branch's hash."""
-    ours = repo.store()._workspaces
-    for name in (f"{ours}ab12-0", f"{ours}user-0", "somebodys", f"{repo.store('other')._workspaces}ab12-0"):
+    ours = workspaces.prefix("main")
+    for name in (f"{ours}ab12-0", f"{ours}user-0", "somebodys", f"{workspaces.prefix('other')}ab12-0"):
         repo.talk.workspace(name)
     repo.push({PROMPTS: b"p\n"})
     repo.talk.workspace(f"{ours}cd34-0")  # begun from the new head
     head = repo.store().resolve().head
     assert repo.push({PROMPTS: b"p\n"}) == head
     left = sorted(one["id"] for one in repo.workspaces())
-    assert left == sorted(["somebodys", f"{repo.store('other')._workspaces}ab12-0", f"{ours}cd34-0"])
+    assert left == sorted(["somebodys", f"{workspaces.prefix('other')}ab12-0", f"{ours}cd34-0"])
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,7 @@ def test_a_manifest_that_is_none_is_told(repo, content):
     repo.talk.push({MANIFEST: content}, message="by hand\n\nkey: ab12")
     push = functools.partial(repo.push, OUTPUTS, expected=before)
     for operation in (repo.store().resolve, repo.put, lambda: repo.store().accept([SEEDS]), push):
-        with pytest.raises(Corrupt, match=f"{MANIFEST} is no manifest"):
+        with pytest.raises(Corrupt, match=f"{MANIFEST} is not a manifest"):
             operation()
 
 

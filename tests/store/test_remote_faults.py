@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from self_reward.disk import is_full
 from self_reward.errors import TryAgain, UserError
+from self_reward.store.content import blob_of, hash_file
 from self_reward.store.errors import Auth, Conflict, Corrupt, Network, NotFound, ServerError
-from self_reward.store.local import index
+from self_reward.store.remote import pushing, workspaces
 from self_reward.store.remote.server import Server
 from tests.hard import disk_full
 from tests.support import fake_oxen, servers
@@ -405,7 +406,7 @@ def test_a_workspace_that_another_process_still_fills_is_not_removed(repo):
 
 def test_a_workspace_that_another_process_began_from_our_commit_is_not_removed(repo):
     """Its push is the next stage's, say, while this one still tidies up."""
-    name = f"{repo.store()._workspaces}03-0"
+    name = f"{workspaces.prefix('main')}03-0"
     repo.fake.fail("GET", "/workspaces$", lambda: repo.talk.workspace(name))
     push(repo)
     assert [one["id"] for one in repo.workspaces()] == [name]
@@ -571,7 +572,7 @@ def test_a_wrong_byte_is_told_with_both_hashes_and_nothing_is_put_in_place(repo)
         pull(repo)
     wrong = repo.folder / "wrong"
     wrong.write_bytes(b"qrompt\n" + b"prompt\n" * 999)
-    assert index.blob_of(wrong) in str(raised.value)
+    assert blob_of(wrong) in str(raised.value)
     assert repo.store().resolve().blobs[PROMPTS] in str(raised.value)
     assert not (repo.folder / "in" / PROMPTS).exists()
     repo.fake.release()
@@ -614,8 +615,8 @@ def test_an_entry_of_the_cache_that_is_damaged_is_left_out(repo, damage):
         entry.write_bytes(damage(entry.read_bytes()))
     again = repo.store().resolve()
     assert (
-        again.small == first.small
-        and again.sha256[SEEDS] == right == index.hash_file(repo.folder / "user" / SEEDS).sha256
+        again.contents == first.contents
+        and again.sha256[SEEDS] == right == hash_file(repo.folder / "user" / SEEDS).sha256
     )
     repo.fake.requests.clear()
     assert repo.store().resolve().sha256[SEEDS] == right and repo.fake.seen("GET", "/file/") == []  # written anew
@@ -651,9 +652,9 @@ def test_a_wrong_byte_in_a_manifest_is_told(repo):
 
 def test_a_wrong_byte_on_the_way_there_is_refused_by_the_server(repo, monkeypatch):
     """The server compares what it gets with the hash that was announced."""
-    blob_of, before = index.blob_of, head(repo)
+    before = head(repo)
     monkeypatch.setattr(
-        index, "blob_of", lambda path: blob_of(path)[:-1] + "0" if path.name == "prompts.jsonl" else blob_of(path)
+        pushing, "blob_of", lambda path: blob_of(path)[:-1] + "0" if path.name == "prompts.jsonl" else blob_of(path)
     )
     with pytest.raises(Exception, match="hash to"):
         push(repo, timeout=SHORT)
@@ -688,7 +689,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 from tests.support import servers
-from tests.place import PROMPTS, Place
+from tests.support.place import PROMPTS, Place
 from self_reward.store.errors import ServerError
 with servers.real_server(Path("{tmp_path}/disk")) as real:
     repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "full", Path("{tmp_path}"))

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from self_reward import files
 from self_reward.disk import is_full
 from self_reward.errors import TryAgain, UserError
 from self_reward.store import Snapshot, open_store
+from self_reward.store.content import hash_file
 from self_reward.store.errors import Conflict, Corrupt, NotFound, from_oxen
 from self_reward.store.local import index
 
@@ -42,7 +44,7 @@ def push(store, folder: Path, files: dict[str, str], key="ab12", expected_head=N
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).unlink(missing_ok=True)
         (folder / path).write_text(content)
-    outputs = {path: {"sha256": index.hash_file(folder / path).sha256, "size": len(files[path])} for path in files}
+    outputs = {path: {"sha256": hash_file(folder / path).sha256, "size": len(files[path])} for path in files}
     manifest = manifest or MANIFEST
     (folder / manifest).parent.mkdir(parents=True, exist_ok=True)
     (folder / manifest).unlink(missing_ok=True)
@@ -75,11 +77,11 @@ def test_push_shows_in_the_working_tree_and_pull_gives_the_bytes_back(repo, tmp_
     assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", "M0 test: 1 files")
     assert (repo / PROMPTS).read_text() == "p\n" * 1000
     assert (repo / PROMPTS).stat().st_mode & 0o777 == 0o644
-    assert json.loads(snapshot.small[MANIFEST])["key"] == "ab12"
+    assert json.loads(snapshot.contents[MANIFEST])["key"] == "ab12"
     pulled = store.pull(snapshot, ["M0/generated", "M0/train/ift.jsonl"], tmp_path / "in")
     assert sorted(pulled) == [PROMPTS, "M0/train/ift.jsonl"]
     assert (tmp_path / "in" / PROMPTS).read_text() == "p\n" * 1000
-    assert pulled[PROMPTS] == snapshot.sha256[PROMPTS] == index.hash_file(repo / PROMPTS).sha256
+    assert pulled[PROMPTS] == snapshot.sha256[PROMPTS] == hash_file(repo / PROMPTS).sha256
 
 
 def test_a_pushed_folder_replaces_the_old_one_and_the_old_commit_stays_readable(repo, tmp_path):
@@ -100,7 +102,7 @@ def test_a_pushed_folder_replaces_the_old_one_and_the_old_commit_stays_readable(
         f"{path}/self_reward.json",
     }
     assert now.commit == second and not (repo / path / "deep").exists()
-    assert now.small[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
+    assert now.contents[f"{path}/self_reward.json"] == b'{"finetune": "lora"}'
     old = store.resolve(first[:10])
     assert (old.commit, old.head) == (first, second)
     assert f"{path}/deep/old.json" in old.files
@@ -149,7 +151,7 @@ def test_a_file_rewritten_at_once_with_the_same_size_is_noticed(repo):
     for content in ("1111", "2222", "3333"):
         (repo / "M0/train/ift.jsonl").write_text(content)
         snapshot = store.resolve()
-        assert snapshot.sha256["M0/train/ift.jsonl"] == index.hash_file(repo / "M0/train/ift.jsonl").sha256
+        assert snapshot.sha256["M0/train/ift.jsonl"] == hash_file(repo / "M0/train/ift.jsonl").sha256
 
 
 def test_a_file_whose_time_does_not_tell_its_changes_is_hashed_each_time(repo):
@@ -166,9 +168,9 @@ def test_a_file_whose_time_does_not_tell_its_changes_is_hashed_each_time(repo):
 def test_a_changed_generated_file_is_named_with_both_hashes_and_comes_back_when_moved_away(repo, tmp_path):
     store = store_of(repo)
     push(store, tmp_path / "out", {PROMPTS: "good\n"})
-    good, head = index.hash_file(repo / PROMPTS).sha256, store.resolve().commit
+    good, head = hash_file(repo / PROMPTS).sha256, store.resolve().commit
     (repo / PROMPTS).write_text("evil\n")
-    evil = index.hash_file(repo / PROMPTS).sha256
+    evil = hash_file(repo / PROMPTS).sha256
     with pytest.raises(UserError) as error:
         store.resolve()
     assert PROMPTS in str(error.value) and good in str(error.value) and evil in str(error.value)
@@ -182,7 +184,7 @@ def test_damage_in_the_version_store_is_found_at_the_pull(repo, tmp_path):
     store = store_of(repo)
     push(store, tmp_path / "out", {PROMPTS: "good\n"})
     snapshot = store.resolve()
-    blob = index.blob_path(repo, index.hash_file(repo / PROMPTS).blob)
+    blob = index.blob_path(repo, hash_file(repo / PROMPTS).blob)
     blob.chmod(0o644)
     blob.write_text("evil\n")
     with pytest.raises(Corrupt) as error:
@@ -203,9 +205,9 @@ def test_a_pull_checks_what_is_there_already_and_what_the_manifest_says(repo, tm
     (tmp_path / "in" / PROMPTS).write_text("evil\n")
     store.pull(snapshot, [path], tmp_path / "in")
     assert (tmp_path / "in" / PROMPTS).read_text() == "good\n"
-    manifest = json.loads(snapshot.small[MANIFEST])
+    manifest = json.loads(snapshot.contents[MANIFEST])
     manifest["outputs"][PROMPTS]["sha256"] = "0" * 64
-    other = dataclasses.replace(snapshot, small={MANIFEST: json.dumps(manifest).encode()})
+    other = dataclasses.replace(snapshot, contents={MANIFEST: json.dumps(manifest).encode()})
     for folder in ("in", "another"):
         with pytest.raises(Corrupt, match=f"{PROMPTS} .* is damaged: SHA-256 recorded {'0' * 64}"):
             store.pull(other, [path], tmp_path / folder)
@@ -250,10 +252,10 @@ def test_branches_are_made_from_main_and_switched_only_when_clean(repo, tmp_path
 
 def test_missing_repository_revision_and_path_say_what_to_do(repo, tmp_path):
     with pytest.raises(NotFound, match="mkdir -p"):
-        store_of(tmp_path / "nowhere")
+        store_of(tmp_path / "nowhere").resolve()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="M0/train"):
-        store_of(tmp_path / "empty")
+        store_of(tmp_path / "empty").resolve()
     (tmp_path / "empty/M0").mkdir()
     with pytest.raises(UserError, match="holds no files"):
         store_of(tmp_path / "empty").resolve()
@@ -337,20 +339,20 @@ def test_oxens_texts_become_types():
 
 
 def killed_at(moment: str, repo: Path, files: dict[str, Path], key: str, head: str) -> None:
-    """Push `files` by an Oxen operation that is killed where it would call child.`moment`."""
+    """Push `files` by an Oxen operation that is killed where it would call staging.`moment`."""
     given = (str(repo), "main", {path: str(source) for path, source in files.items()}, key, "M0 test", head)
     script = (
         "import os\n"
-        "from self_reward.store.local import child\n"
-        f"child.{moment} = lambda *_, **__: os.kill(os.getpid(), 9)\n"
-        f"child.push(*{given!r})\n"
+        "from self_reward.store.local import operations, staging\n"
+        f"assert staging.{moment}; staging.{moment} = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        f"operations.push(*{given!r})\n"
     )
     environment = {**os.environ, "OXEN_CONFIG_DIR": str(repo / ".oxen/self_reward/config")}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-@pytest.mark.parametrize("moment", ["_commit", "_staged", "_is_stored"])  # placed; and staged; and that looked at
+@pytest.mark.parametrize("moment", ["commit", "_staged", "_is_stored"])  # placed; and staged; and that looked at
 def test_a_kill_between_placing_files_and_the_commit_leaves_no_trace(repo, tmp_path, moment):
     store = store_of(repo)
     push(store, tmp_path / "out", {PROMPTS: "old\n", "M0/generated/gone.jsonl": "gone\n"}, key="01")
@@ -488,12 +490,12 @@ def test_a_failure_right_after_the_commit_does_not_undo_it(repo, tmp_path):
     (tmp_path / "M0/generated/prompts.jsonl").write_text("new")
     script = (
         "import errno, sys\n"
-        "from self_reward.store.local import child, index\n"
+        "from self_reward.store.local import index, operations\n"
         "def fail(root, commit, tree):\n"
         "    if commit != sys.argv[3]: raise OSError(errno.ENOSPC, 'No space left on device')\n"
         "index.write_tree = fail\n"
         "files = {'M0/generated/prompts.jsonl': sys.argv[2]}\n"
-        "child.push(sys.argv[1], 'main', files, 'ab', 'M0 test', sys.argv[3])\n"
+        "operations.push(sys.argv[1], 'main', files, 'ab', 'M0 test', sys.argv[3])\n"
     )
     command = [sys.executable, "-c", script, str(repo), str(tmp_path / "M0/generated/prompts.jsonl"), head.commit]
     environment = {**os.environ, "OXEN_CONFIG_DIR": str(tmp_path / "config")}
@@ -529,14 +531,13 @@ def _assert_whole(repo: Path, keys: list[str]) -> None:
     snapshot: Snapshot = store_of(repo).resolve()
     assert sorted(commit.key for commit in snapshot.log if commit.key) == sorted(keys)
     assert snapshot.commit == snapshot.log[0].id and snapshot.log[0].key == keys[-1]
-    manifest = json.loads(snapshot.small[MANIFEST])
+    manifest = json.loads(snapshot.contents[MANIFEST])
     assert manifest["key"] == keys[-1]
     for path, output in manifest["outputs"].items():
-        assert index.hash_file(repo / path).sha256 == output["sha256"] == snapshot.sha256[path]
+        assert hash_file(repo / path).sha256 == output["sha256"] == snapshot.sha256[path]
     assert sum(1 for commit in snapshot.log if not commit.key) == len(keys)
-    leftovers = [
-        p for p in repo.rglob("*") if "oxentmp" in p.name or index.TEMPORARY in p.name or ".oxen-new" in p.name
-    ]
+    names = ("oxentmp", index.TEMPORARY, ".oxen-new", ".part")
+    leftovers = [path for path in repo.rglob("*") if any(name in path.name for name in names)]
     assert not leftovers and not (repo / ".oxen/self_reward/journal.json").exists()
 
 
@@ -589,14 +590,14 @@ def test_links_are_followed_or_named_never_dropped(repo, tmp_path):
     (repo / "M0/more").symlink_to(elsewhere / "sub")
     first = store.resolve()
     assert sorted(first.files) == ["M0/eval/prompts.jsonl", "M0/train/ift.jsonl"]
-    assert any("M0/more is a link to the folder" in note and "no part of the data" in note for note in first.notes)
+    assert any("M0/more is a link to the folder" in note and "not part of the data" in note for note in first.notes)
     store.pull(first, ["M0/eval/prompts.jsonl"], tmp_path / "in")  # the content, not the link
     assert (tmp_path / "in/M0/eval/prompts.jsonl").read_text() == "linked\n"
     (elsewhere / "eval.jsonl").write_text("changed there\n")
     second = store.resolve()
-    assert second.sha256["M0/eval/prompts.jsonl"] == index.hash_file(elsewhere / "eval.jsonl").sha256
+    assert second.sha256["M0/eval/prompts.jsonl"] == hash_file(elsewhere / "eval.jsonl").sha256
     (elsewhere / "eval.jsonl").unlink()  # or a disk that is not mounted: no reason to remove the data
-    with pytest.raises(UserError, match="M0/eval/prompts.jsonl is a link to .*eval.jsonl, which is not there"):
+    with pytest.raises(UserError, match="M0/eval/prompts.jsonl is a link to .*eval.jsonl, which does not exist"):
         store.resolve()
     (repo / "M0/eval/prompts.jsonl").unlink()
     (repo / "M0/train").rename(elsewhere / "train")
@@ -620,14 +621,14 @@ def test_a_changed_generated_file_is_accepted_by_the_command_that_the_error_name
     for words in commands:
         subprocess.run([sys.executable, "-m", "self_reward.cli", *words.split()], check=True, env=environment)
     snapshot = store.resolve()
-    manifest = json.loads(snapshot.small[MANIFEST])
+    manifest = json.loads(snapshot.contents[MANIFEST])
     assert manifest["outputs"][PROMPTS]["changed_by_hand"] and manifest["key"] == "ab12"
-    assert manifest["outputs"][PROMPTS]["sha256"] == snapshot.sha256[PROMPTS] == index.hash_file(repo / PROMPTS).sha256
+    assert manifest["outputs"][PROMPTS]["sha256"] == snapshot.sha256[PROMPTS] == hash_file(repo / PROMPTS).sha256
     assert (snapshot.log[0].key, snapshot.log[0].message) == ("ab12", f"{PROMPTS}: changed by hand and accepted")
     assert snapshot.log[2].id == first and len(snapshot.log) == 4
     store.pull(snapshot, ["M0/generated"], tmp_path / "in")
     assert (tmp_path / "in" / PROMPTS).read_text() == "mine\n"
-    with pytest.raises(UserError, match="M0/train/ift.jsonl is no file that a stage wrote; those are"):
+    with pytest.raises(UserError, match="M0/train/ift.jsonl was not written by a stage; files that were: M0"):
         store.accept(["M0/train/ift.jsonl"])
     (repo / MANIFEST).write_text("{}")
     with pytest.raises(UserError) as error:
@@ -657,15 +658,17 @@ def test_a_kill_while_a_missing_generated_file_is_given_back_leaves_no_part_of_i
     (repo / PROMPTS).unlink()
     program = f"""
 import os
-from self_reward.store.local import child
+from self_reward.store.local import operations
 replace = os.replace
 os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith({PROMPTS!r}) else replace(a, b)
-child.resolve({str(repo)!r}, "main", None)
+operations.resolve({str(repo)!r}, "main", None)
 """
     environment = {**os.environ, "OXEN_CONFIG_DIR": str(tmp_path / "config")}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert list((repo / PROMPTS).parent.glob(index.TEMPORARY + "*"))
+    assert files.partial(repo / PROMPTS).exists()
+    older = (repo / PROMPTS).with_name(f"{index.TEMPORARY}1-2")  # what an older version, killed there, has left
+    older.write_text("a")
     store.resolve()
-    assert not list((repo / PROMPTS).parent.glob(index.TEMPORARY + "*"))
+    assert [path.name for path in (repo / PROMPTS).parent.iterdir()] == ["prompts.jsonl"]
     assert (repo / PROMPTS).read_text() == "a\n"

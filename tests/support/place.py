@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from self_reward.store import open_store
-from self_reward.store.local import index
+from self_reward.store.content import hash_file
 from tests.support.talk import Talk
 
 SEEDS = "M0/train/ift.jsonl"
@@ -42,7 +42,7 @@ class Place:
         for path, content in files.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_bytes(content)
-            entry = index.hash_file(out / path)
+            entry = hash_file(out / path)
             outputs[path] = {"sha256": entry.sha256, "size": entry.size} | ({"xxh3": entry.blob} if xxh3 else {})
         (out / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).write_text(json.dumps({"key": key, "outputs": outputs}))

@@ -5,7 +5,7 @@ neither: contents in Oxen's version store never change, so `pull` copies them fr
 """
 
 import contextlib
-import fcntl
+import copy
 import json
 import os
 import re
@@ -15,150 +15,191 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from self_reward import disk
+from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
-from self_reward.store import SMALL, Snapshot, commit, recorded_sha256, refuse_names
+from self_reward.store import WITH_CONTENTS, Progress, Snapshot, files_at, recorded_sha256, refuse_names
+from self_reward.store.content import Entry, hash_file
 from self_reward.store.errors import TYPES, Corrupt, NotFound, from_oxen
 from self_reward.store.local import index
+from self_reward.store.protocol import parse_commit
+from self_reward.types import Json
 
 
 class LocalStore:
-    """`path`: the repository's folder; `lock_timeout`: seconds to wait for another process that holds it;
-    `store_timeout`: seconds for one Oxen operation."""
+    """Store in the folder `path`, which need not exist; `lock_timeout`: seconds to wait for another process that holds
+    it; `store_timeout`: seconds for one Oxen operation."""
 
     def __init__(self, path: str, *, branch: str, lock_timeout: float, store_timeout: float):
-        self.root = Path(path).expanduser().resolve()
+        self.root, self._given = Path(path).expanduser().resolve(), path
         self.branch, self.lock_timeout, self.store_timeout = branch, lock_timeout, store_timeout
-        _check_folder(self.root, path)
+
+    def exists(self) -> bool:
+        return self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir()))
+
+    def create(self) -> None:
+        """Make the folder, and M0 in it, where it is missing or empty."""
+        if not self.exists():
+            (self.root / "M0").mkdir(parents=True)
+
+    def branches(self, prefix: str = "") -> dict[str, str]:
+        return {}
+
+    def on(self, branch: str) -> "LocalStore":
+        other = copy.copy(self)
+        other.branch = branch
+        return other
+
+    def make_branch(self, name: str, commit: str) -> None:
+        raise UserError(f"{self._given} is a folder, where only one branch can be written to; use a server's address")
+
+    def remove_branch(self, name: str) -> None:
+        raise UserError(f"{self._given} is a folder, whose branches are left alone; use a server's address")
+
+    def check_writable(self) -> None:
+        _check_folder(self.root, self._given)
 
     def resolve(self, revision: str | None = None) -> Snapshot:
-        """The commit that `revision` means (None: the branch's newest, after committing what the user changed).
-
-        Makes a plain folder a repository. Raises UserError for changed generated files, NotFound for a revision that
-        is not on the branch, TryAgain while another process holds the repository.
-        """
-        if not (self.root / ".oxen").exists():
-            self._child("init", lock=False)
-        found = self._child("resolve", branch=self.branch, revision=revision)
-        tree = index.read_tree(self.root, found["commit"])
+        """As Store says. Makes a plain folder a repository, and commits what the user changed when asked for the newest
+        commit."""
+        answer = self._child("resolve", branch=self.branch, revision=revision)
+        tree = index.read_tree(self.root, answer["commit"])
         assert tree is not None
         return Snapshot(
-            commit=found["commit"],
-            head=found["head"],
+            commit=answer["commit"],
+            head=answer["head"],
             files={path: entry.size for path, entry in tree.items()},
             blobs={path: entry.blob for path, entry in tree.items()},
             sha256={path: entry.sha256 for path, entry in tree.items()},
-            log=[commit(*one) for one in found["log"]],
-            small={path: self._read(path, entry) for path, entry in tree.items() if path.endswith(SMALL)},
-            notes=found["notes"],
+            log=[parse_commit(*commit) for commit in answer["log"]],
+            contents={path: self._read(path, entry) for path, entry in tree.items() if path.endswith(WITH_CONTENTS)},
+            notes=answer["notes"],
         )
 
-    def pull(self, snapshot: Snapshot, paths: list[str], to: Path, progress: Any = None) -> dict[str, str]:
-        """Copy files or whole folders of the snapshot's commit to `to`/<path>; returns their SHA-256 by path.
-
-        Each file is checked against what was recorded at its commit and in its stage's manifest; Corrupt names the
-        files that differ. A file that is there already with the right content is kept. `progress` is not used: a
-        copy on one machine takes seconds.
-        """
+    def pull(self, snapshot: Snapshot, paths: list[str], to: Path, progress: Progress | None = None) -> dict[str, str]:
+        """As Store says. `progress` is not used: a copy on one machine takes seconds."""
         tree = index.read_tree(self.root, snapshot.commit)
         assert tree is not None
-        wanted = {p: [f for f in snapshot.files if f == p or f.startswith(p.rstrip("/") + "/")] for p in paths}
-        if missing := [path for path, files in wanted.items() if not files]:
-            raise NotFound([f"{path} is not in commit {snapshot.commit} of {self.root}" for path in missing])
-        recorded = recorded_sha256(snapshot.small)
+        wanted = files_at(paths, snapshot, self.root)
+        needed = sum(snapshot.files[path] for path in wanted)
+        recorded = recorded_sha256(snapshot.contents)
         problems, pulled = [], {}
-        files = list(dict.fromkeys(path for files in wanted.values() for path in files))
-        for path in files:
+        for path in wanted:
             target, expected = to / path, recorded.get(path, tree[path].sha256)
             pulled[path] = expected
-            if expected == tree[path].sha256 and target.is_file() and index.hash_file(target) == tree[path]:
+            if expected == tree[path].sha256 and target.is_file() and hash_file(target) == tree[path]:
                 continue
             try:
-                with disk.explained(to, needed=sum(snapshot.files[file] for file in files)):
-                    found = index.copy_blob(self.root, tree[path], target).sha256
+                with disk.explained(to, needed=needed):
+                    actual = index.copy_blob(self.root, tree[path], target).sha256
             except FileNotFoundError:
-                found = "nothing"
-            if found != expected:
-                problems.append(_damaged(path, snapshot.commit, expected, found))
+                actual = "nothing"
+            if actual != expected:
+                problems.append(
+                    f"{path} of commit {snapshot.commit} is damaged: SHA-256 recorded {expected}, found {actual}"
+                )
         if problems:
             raise Corrupt(problems)
         return pulled
 
-    def push(self, files: dict[str, Path], *, key: str, message: str, expected_head: str, progress: Any = None) -> str:
-        """Make one commit of `files` (repository path -> local file or folder) and return its id.
-
-        A folder replaces the old folder: files of it that are gone are removed. The working tree shows the commit
-        afterwards. When the branch's head has this key already, that commit is returned and none is made. Raises
-        Conflict when the head is not `expected_head`. The local files may be hard-linked: do not change them later.
-        """
+    def push(
+        self,
+        files: dict[str, Path],
+        *,
+        key: str,
+        message: str,
+        expected_head: str,
+        progress: Progress | None = None,
+    ) -> str:
+        """As Store says. The working tree shows the commit afterwards. The local files may be hard-linked: do not
+        change them later."""
         for path in files:
             if path.startswith(("/", ".oxen/")) or ".." in path.split("/") or not path:
                 raise ValueError(f"not a path in a data repository: {path!r}")
-        sources = {path: str(Path(local).resolve()) for path, local in files.items()}
-        result = self._child(
-            "push", branch=self.branch, files=sources, key=key, message=message, expected_head=expected_head
+        answer = self._child(
+            "push",
+            branch=self.branch,
+            files=_absolute(files),
+            key=key,
+            message=message,
+            expected_head=expected_head,
         )
-        return result["commit"]
+        return answer["commit"]
 
     def put(self, files: dict[str, Path], *, message: str) -> str | None:
-        """Commit the user's own `files` (repository path -> local file or folder); the commit's id, or None when the
-        head has them all already.
-
-        The files are copied, and a kill leaves all of them or none. Raises UserError for a path that a stage writes or
-        where no file can be, Conflict where the working tree has another uncommitted file in the place.
-        """
+        """As Store says. The files are copied, and a kill leaves all of them or none. Raises UserError where no file
+        can be, Conflict where the working tree has another uncommitted file in the place."""
         refuse_names(files)
-        if not (self.root / ".oxen").exists():
-            self._child("init", lock=False)
-        sources = {path: str(Path(local).resolve()) for path, local in files.items()}
-        return self._child("put", branch=self.branch, files=sources, message=message)["commit"]
+        return self._child("put", branch=self.branch, files=_absolute(files), message=message)["commit"]
 
     def accept(self, paths: list[str]) -> tuple[str, list[str]]:
-        """Commit generated files that the user changed on purpose as what their stages wrote; the newest commit and
-        notes. Raises UserError for a path that no stage wrote."""
+        _check_folder(self.root, self._given)
         if not (self.root / ".oxen").exists():
             raise NotFound(f"{self.root} holds nothing that a stage wrote; no stage has run there yet")
-        result = self._child("accept", branch=self.branch, paths=paths)
-        return result["commit"], result["notes"]
+        answer = self._child("accept", branch=self.branch, paths=paths)
+        return answer["commit"], answer["notes"]
 
-    def _read(self, path: str, entry: index.Entry) -> bytes:
+    def _read(self, path: str, entry: Entry) -> bytes:
         try:
             return index.blob_path(self.root, entry.blob).read_bytes()
         except FileNotFoundError:
             raise Corrupt(f"{path}: its content {entry.sha256} is missing from {self.root}/.oxen/versions") from None
 
-    def _child(self, operation: str, lock: bool = True, **request: Any) -> Any:
+    def _child(self, operation: str, **request: object) -> Any:
+        """Run one operation of child.py in a repository, which a plain folder becomes first."""
+        _check_folder(self.root, self._given)
+        if not (self.root / ".oxen").exists():
+            self._run("init", {}, [])
+        with self._lock() as lock:
+            return self._run(operation, request, [lock.fileno()])
+
+    def _lock(self) -> BinaryIO:
+        """Hold the repository. The lock is on an open file that the child process inherits: it ends with the last of
+        them, however they end."""
+        try:
+            file = files.lock(index.folder(self.root) / "lock", seconds=self.lock_timeout)
+        except files.Locked as error:
+            raise TryAgain(self._held(error.holder)) from None
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": shlex.join(sys.argv),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
+            os.pwrite(file.fileno(), json.dumps(holder).ljust(2000).encode(), 0)
+        return file
+
+    def _run(self, operation: str, request: Mapping[str, object], inherited: list[int]) -> Any:
         """Run one operation of child.py. Request and result go through pipes: a full disk must not stop the answer."""
-        request |= {"operation": operation, "repo": str(self.root), "timeout": self.store_timeout}
+        request = {**request, "operation": operation, "repo": str(self.root), "timeout": self.store_timeout}
         package = str(Path(__file__).resolve().parents[3])
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
-        with self._lock() if lock else contextlib.nullcontext(None) as descriptor:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "self_reward.store.local.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                pass_fds=[] if descriptor is None else [descriptor],
-            )
-            try:
-                answer, log = child.communicate(json.dumps(request).encode(), timeout=self.store_timeout)
-            except subprocess.TimeoutExpired:
-                raise TryAgain(
-                    f"the Oxen operation {operation} on {self.root} was ended after store_timeout = "
-                    f"{self.store_timeout:g} s; run again, with a larger store_timeout if the disk is slow"
-                ) from None
-            finally:
-                if child.poll() is None:
-                    child.kill()
-                    child.wait()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "self_reward.store.local.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=inherited,
+        )
+        try:
+            answer, log = child.communicate(json.dumps(request).encode(), timeout=self.store_timeout)
+        except subprocess.TimeoutExpired:
+            raise TryAgain(
+                f"the Oxen operation {operation} on {self.root} was ended after store_timeout = "
+                f"{self.store_timeout:g} s; run again, with a larger store_timeout if the disk is slow"
+            ) from None
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
         if child.returncode or not answer:  # one that was killed may have written a part of its answer
             _raise_for_no_answer(operation, self.root, child.returncode, log.decode(errors="replace"))
         result = json.loads(answer)
@@ -166,61 +207,25 @@ class LocalStore:
             _raise(result["error"])
         return result["value"]
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[int]:
-        """Hold the repository. The lock is on an open file that the child inherits: it ends with the last of them,
-        however they end."""
-        path = index.folder(self.root) / "lock"
-        path.parent.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            deadline = time.monotonic() + self.lock_timeout
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise TryAgain(self._held(path)) from None
-                    time.sleep(0.05)
-            holder = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "command": shlex.join(sys.argv),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            }
-            with contextlib.suppress(OSError):  # a full disk; the lock itself needs no space
-                os.pwrite(descriptor, json.dumps(holder).ljust(2000).encode(), 0)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _held(self, path: Path) -> str:
-        holder = index.read_json(path)
+    def _held(self, by: str) -> str:
         who = "another process"
-        if holder:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(by)
             who = f"process {holder['pid']} on {holder['host']} ({holder['command']}) since {holder['since']}"
             if holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['pid']}").exists():
                 who = f"an Oxen operation, not ended yet, of {who}, which has ended"
         return f"data repository {self.root} is held by {who}; waited lock_timeout = {self.lock_timeout:g} s"
 
 
-def make_folder(path: str) -> None:
-    """Make the folder of a new local data repository, and M0 in it, where `path` is missing or empty."""
-    root = Path(path).expanduser()
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        (root / "M0").mkdir(parents=True)
-
-
-def _damaged(path: str, commit: str, expected: str, found: str) -> str:
-    return f"{path} of commit {commit} is damaged: SHA-256 recorded {expected}, found {found}"
+def _absolute(files: Mapping[str, Path]) -> dict[str, str]:
+    return {path: str(Path(local).resolve()) for path, local in files.items()}
 
 
 def _check_folder(root: Path, given: str) -> None:
     if not root.exists():
         raise NotFound(
             f"data repository {given} does not exist. Make one: mkdir -p {given}/M0/train, and put ift.jsonl and "
-            "ift+eft.jsonl there, one JSON object a line with prompt and response"
+            "ift+eft.jsonl there, one JSON object per line with prompt and response"
         )
     if not root.is_dir():
         raise UserError(f"data repository {given} is a file; expected a folder")
@@ -228,20 +233,20 @@ def _check_folder(root: Path, given: str) -> None:
         raise UserError(f"data repository {given} is not writable by this user")
     if not (root / ".oxen").exists() and not any(re.fullmatch(r"M\d+", p.name) for p in root.iterdir() if p.is_dir()):
         raise UserError(
-            f"{given} is no data repository: it is no Oxen repository and has no folder M0. Put the training data "
-            f"into {given}/M0/train/, or give another --data_repo"
+            f"{given} is not a data repository: it is not an Oxen repository and has no folder M0. Put the training "
+            f"data into {given}/M0/train/, or give another --data_repo"
         )
     oxen = root / ".oxen"
     # HEAD and history come with the first commit, before which a process may have been killed
     expected = ["config.toml", *(["HEAD", "history"] if any(oxen.glob("self_reward/trees/*.json")) else [])]
     if oxen.exists() and (missing := [name for name in expected if not (oxen / name).exists()]):
         raise Corrupt(
-            f"data repository {given}: {oxen} is no Oxen repository, it lacks {', '.join(missing)}. Bring it back "
+            f"data repository {given}: {oxen} is not an Oxen repository, it lacks {', '.join(missing)}. Bring it back "
             "from a copy; or move it away, and the folder's files become a new repository without the old history"
         )
 
 
-def _raise(error: dict[str, Any]) -> None:
+def _raise(error: Json) -> None:
     kind, problems = error["type"], error["problems"]
     if kind in TYPES:
         raise TYPES[kind](problems if issubclass(TYPES[kind], UserError) else "\n".join(problems))

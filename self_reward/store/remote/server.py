@@ -24,6 +24,7 @@ from self_reward import disk
 from self_reward.errors import UserError
 from self_reward.store.errors import Auth, Conflict, Network, NoChanges, NotFound, ServerError
 from self_reward.store.remote.address import Address
+from self_reward.types import Json
 
 CONNECT_SECONDS = 20.0  # to connect; also for each BLOCK that is sent
 STALL_SECONDS = 60.0  # without a byte of an answer
@@ -46,16 +47,19 @@ class Server:
     """
 
     def __init__(self, address: Address, token: str | None, *, seconds: float):
-        self.address, self.seconds = address, seconds
+        self.address, self._token, self.seconds = address, token, seconds
         self.deadline = time.monotonic() + seconds
         self._headers = {"User-Agent": "self-reward"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._has_token = token is not None
         self._sockets: list[socket.socket] = []
         self._stopped = threading.Event()
         self._pool = _pool(address, self._sockets, self._stopped)
         self._timer = threading.Timer(max(seconds, 0) + 0.5, self.stop)  # a read that is just over says more
         self._timer.daemon = True
         self._timer.start()
+
+    def another(self, seconds: float) -> "Server":
+        """The same repository, for another operation."""
+        return Server(self.address, self._token, seconds=seconds)
 
     def close(self) -> None:
         self._timer.cancel()
@@ -74,7 +78,7 @@ class Server:
         """`path` below the repository's own; the characters that a path in a repository may have are escaped."""
         return f"{self.address.server}/api/repos/{self.address.namespace}/{self.address.name}{quote(path)}"
 
-    def ask(self, method: str, path: str, body: Any = None, **parameters: Any) -> dict[str, Any]:
+    def ask(self, method: str, path: str, body: Any = None, **parameters: Any) -> Json:
         """The JSON answer to a request that does no harm when it is sent twice."""
         return self.again(lambda: self.once(method, path, body, **parameters))
 
@@ -87,7 +91,7 @@ class Server:
         url: str | None = None,
         stall: float = STALL_SECONDS,
         **parameters: Any,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """The JSON answer to a request that is sent one time. `body`: bytes as they are, a tuple (bytes, content type),
         or anything else as JSON; `stall`: seconds without a byte after which the server is taken for hung."""
         content, kind = _content(body)
@@ -208,7 +212,7 @@ class Server:
             raise Network(f"{self.address}: the connection broke after {read} of {expected} bytes")
         answer.whole = True
 
-    def _json(self, answer: "_Answer", body: bytes) -> dict[str, Any]:
+    def _json(self, answer: "_Answer", body: bytes) -> Json:
         try:
             found = json.loads(body)
         except (ValueError, RecursionError):
@@ -241,7 +245,7 @@ class Server:
         said = _said(found, body) if is_oxen else f"HTTP {status}, {_short(body)}"
         if status in (401, 403):
             token = "the token of OXEN_TOKEN, OXEN_TOKEN_FILE or `oxen config` may not do this"
-            if not self._has_token:
+            if self._token is None:
                 token = "it wants a token; set OXEN_TOKEN or OXEN_TOKEN_FILE"
             raise Auth(f"{self.address} refuses access (HTTP {status}): {token}")
         if 300 <= status < 400:
@@ -315,7 +319,7 @@ def _pool(address: Address, sockets: list[socket.socket], stopped: threading.Eve
     class HttpsPool(urllib3.HTTPSConnectionPool):
         ConnectionCls = Https
 
-    options: dict[str, Any] = {"maxsize": 8, "block": False}
+    options: Json = {"maxsize": 8, "block": False}
     if address.scheme == "https":
         options["ssl_context"] = ssl.create_default_context()  # reads SSL_CERT_FILE too
     host = address.host.rpartition(":")[0] if address.host.rpartition(":")[2].isdecimal() else address.host
