@@ -233,7 +233,7 @@ def check_data(p: Plan, inputs: artifacts.Inputs, repository: Any, snapshot: Sna
 
 
 def fetch_base_model(p: Plan) -> None:
-    """Bring the base model into the cache, unless the run needs none: it starts from full weights of its own."""
+    """Bring the base model into the cache, unless the run starts from its own full weights and needs none."""
     from self_reward.models import engines
     from self_reward.run import models
 

@@ -2,11 +2,14 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from self_reward.errors import UserError
 from self_reward.parameters.sources import parse, shown, type_name
 from self_reward.parameters.stages import Repository, flat
+
+Command = Callable[[argparse.Namespace, Any], list[str]]  # returns the lines to print
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,27 +36,26 @@ class Parser(argparse.ArgumentParser):
             self._mixing = False
 
 
-def add_parameters(command: Parser, kind: type[Repository]) -> None:
-    """A flag for each parameter of `kind`, which read_parameters reads."""
-    command.set_defaults(kind=kind)
-    flags = command.add_argument_group("parameters", "They may also be given in SELF_REWARD_PARAMETERS.")
-    flags.add_argument(
-        "--parameter_file",
-        dest="--parameter_file",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="YAML file of parameters (presets/)",
-    )
-    for name, (_, field) in flat(kind).items():
+def add_command(
+    commands: "argparse._SubParsersAction[Parser]", name: str, run: Command, kind: type[Repository], help: str
+) -> Parser:
+    """The command `name`, which calls `run`, with a flag for each parameter of `kind`."""
+    command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    command.set_defaults(run=run, kind=kind)
+    flags = command.add_argument_group("parameters", "These can also be set in SELF_REWARD_PARAMETERS.")
+    default = argparse.SUPPRESS
+    flags.add_argument("--parameter_file", dest="--parameter_file", metavar="FILE", default=default, help="YAML file")
+    for parameter, (_, field) in flat(kind).items():
         flags.add_argument(
-            f"--{name}",
-            dest=f"--{name}",
+            f"--{parameter}",
+            dest=f"--{parameter}",
             metavar=type_name(field),
-            default=argparse.SUPPRESS,
+            default=default,
             nargs="?" if field.annotation is bool else None,
             const="true" if field.annotation is bool else None,
             help=f"{field.description} (default: {shown(field.default)})".replace("%", "%%"),
         )
+    return command
 
 
 def read_parameters(given: argparse.Namespace, unknown: list[str]) -> Repository:

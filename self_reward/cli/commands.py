@@ -1,6 +1,6 @@
 """The commands of self-reward: the words that each takes, and what it does with them.
 
-A command is a function of its own words and the parameters; it returns the lines to print.
+A command is a function of the words that it was given and of the parameters; it returns the lines to print.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from self_reward import disk
 from self_reward.cli import compare, data
-from self_reward.cli.arguments import Parser, add_parameters
+from self_reward.cli.arguments import Parser, add_command
 from self_reward.errors import UserError
 from self_reward.parameters.stages import Export, Repository
 from self_reward.repository import artifacts
@@ -39,55 +39,45 @@ def parser() -> Parser:
     top.set_defaults(run=None, parser=top)
     commands = top.add_subparsers(metavar="COMMAND", title="commands")
 
-    command = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder, ready to be served")
+    command = add_command(
+        commands, "export", export, Export, "write a checkpoint as a Hugging Face folder, to serve it"
+    )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="such as M1/dpo or M0/sft; adapters are merged")
     command.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder")
-    command.set_defaults(run=export)
-    add_parameters(command, Export)
 
-    command = commands.add_parser("accept", help="use generated files that you changed on purpose")
+    command = add_command(commands, "accept", accept, Repository, "use generated files that you changed on purpose")
     command.add_argument("paths", nargs="+", metavar="PATH", help="a changed file, as in the data repository")
-    command.set_defaults(run=accept)
-    add_parameters(command, Repository)
 
-    group = commands.add_parser("data", help="read and add files of a data repository", epilog=DATA_EXAMPLES)
-    group.description = "Look at a data repository, a folder or on a server, without the Oxen CLI."
-    group.set_defaults(run=None, parser=group)
-    commands = group.add_subparsers(metavar="COMMAND", title="commands")
+    data_parser = commands.add_parser("data", help="read and add files of a data repository", epilog=DATA_EXAMPLES)
+    data_parser.description = "Look at a data repository, a folder or on a server, without the Oxen CLI."
+    data_parser.set_defaults(run=None, parser=data_parser)
+    commands = data_parser.add_subparsers(metavar="COMMAND", title="commands")
 
-    command = commands.add_parser("ls", help="list files: size, which stage wrote them and when, its counts")
+    command = add_command(
+        commands, "ls", ls, Repository, "list files: size, which stage wrote them and when, its counts"
+    )
     command.add_argument("path", nargs="?", default="", help="folder or file; default: everything")
     command.add_argument("--all", action="store_true", help="every file, also those of models and manifests")
-    command.set_defaults(run=list_files)
-    add_parameters(command, Repository)
 
-    command = commands.add_parser("get", help="copy a file or folder of any commit, checked")
+    command = add_command(commands, "get", get, Repository, "copy a file or folder of any commit, checked")
     command.add_argument("path", help="file or folder, as data ls shows it")
     command.add_argument("--to", default=".", help="a new name, or a folder to put it into; -: standard output")
-    command.set_defaults(run=get)
-    add_parameters(command, Repository)
 
-    command = commands.add_parser("log", help="list commits, newest first")
+    command = add_command(commands, "log", log, Repository, "list commits, newest first")
     command.add_argument("-n", type=int, default=20, metavar="N", help="at most N commits (default: 20)")
-    command.set_defaults(run=log)
-    add_parameters(command, Repository)
 
-    command = commands.add_parser("diff", help="compare two commits, or two iterations (M0 M1)")
+    command = add_command(commands, "diff", diff, Repository, "compare two commits, or two iterations (M0 M1)")
     command.add_argument(
         "old", help="commit (six digits of its id or more), iteration such as M0, or branch on a server"
     )
     command.add_argument("new", help="another one of the same kind")
     command.add_argument("path", nargs="?", default="", help="only what is below it; of iterations e.g. eval")
-    command.set_defaults(run=diff)
-    add_parameters(command, Repository)
 
-    command = commands.add_parser("put", help="commit your own files, such as training data")
+    command = add_command(commands, "put", put, Repository, "commit your own files, such as training data")
     command.add_argument("local", nargs="+", help="a file, or a folder whose contents are meant")
     command.add_argument("--to", required=True, help="folder in the data repository; for one file also its name")
     command.add_argument("--message", default="", help="message of the commit")
     command.add_argument("--create_repo", action="store_true", help="create the repository, private, if it is missing")
-    command.set_defaults(run=put)
-    add_parameters(command, Repository)
     return top
 
 
@@ -97,7 +87,7 @@ def accept(given: argparse.Namespace, p: Repository) -> list[str]:
     return [*notes, f"{', '.join(given.paths)}: accepted in {p.data_repo}, commit {commit}"]
 
 
-def list_files(given: argparse.Namespace, p: Repository) -> list[str]:
+def ls(given: argparse.Namespace, p: Repository) -> list[str]:
     return data.ls(_snapshot(p, open_data_repo(p), p.revision), given.path, every=given.all)
 
 

@@ -54,12 +54,12 @@ def place(tmp_path):
 
 
 def put(place, files, **changed):
-    """Commit the files of `files`, less or other than they are where `changed` says so."""
-    found = {path.relative_to(files).as_posix(): path for path in files.rglob("*") if path.is_file()}
-    return place.store.put({**found, **changed}, message="user data")
+    """Commit the files of `files`, with those in `changed` replaced."""
+    local = {path.relative_to(files).as_posix(): path for path in files.rglob("*") if path.is_file()}
+    return place.store.put({**local, **changed}, message="user data")
 
 
-def test_a_repository_is_made_only_when_asked_for(place):
+def test_a_repository_is_created_only_on_request(place):
     code, _, err = place.plan()
     assert code == 2 and f"{place.address} does not exist" in err and "--create_repo" in err
     assert not place.server.repositories
@@ -71,7 +71,7 @@ def test_a_repository_is_made_only_when_asked_for(place):
     assert [one.path for one in place.server.seen("POST", "/repos$")] == ["/api/repos"]
 
 
-def test_the_run_is_pinned_to_what_plan_has_read_and_weights_are_not_fetched(place, files):
+def test_the_run_is_pinned_to_the_checked_commit_and_weights_are_not_fetched(place, files):
     place.store.create()
     commit = put(place, files)
     code, out, err = place.plan("--create_repo")
@@ -82,7 +82,7 @@ def test_the_run_is_pinned_to_what_plan_has_read_and_weights_are_not_fetched(pla
     assert not place.work.exists() or not list(place.work.iterdir())
 
 
-def test_what_is_wrong_with_a_base_model_on_the_server_is_found(place, files, tmp_path):
+def test_problems_of_a_base_model_on_the_server(place, files, tmp_path):
     place.store.create()
     pointer = tmp_path / "pointer"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n")
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_base_model_on_the_server_is_found(place, files, tm
     assert f"error: {WEIGHTS}: a Git LFS pointer" in err and "error: models/base/config.json: not JSON" in err
 
 
-def test_a_token_that_may_only_read_is_found_before_the_first_stage(place, files):
+def test_a_read_only_token_is_reported_before_the_first_stage(place, files):
     place.store.create()
     put(place, files)
     code, _, err = place.plan()
@@ -111,7 +111,7 @@ def test_a_token_that_may_only_read_is_found_before_the_first_stage(place, files
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A cluster with all that the workflow's pods ask for."""
+    """A cluster with everything that the workflow's pods ask for."""
     fake = FakeCluster()
     flows, inside = "/apis/argoproj.io/v1alpha1/namespaces/ns/workflowtemplates", "/api/v1/namespaces/ns"
     for name in ("self-reward", "stages"):
@@ -175,7 +175,7 @@ def test_plan_tells_the_workflow_where_to_begin_and_which_iterations_have_sft(pl
     assert step.plan(start_iteration="1", iterations="2", create_repo="true", base_model="oxen:models/none")[0] == 2
 
 
-def test_everything_that_is_wrong_is_in_the_one_message_that_argo_shows(place, cluster, step):
+def test_all_problems_are_in_the_one_message_that_argo_shows(place, cluster, step):
     cluster.objects = {path: content for path, content in cluster.objects.items() if "/secrets/" not in path}
     code, _, err = step.plan(train_gpus="4", verifier="no.such:thing", base_model="oxen:models/none")
     said = ["train: the pod asks for 4 nvidia.com/gpu", "node-1 has 2 nvidia.com/gpu", "Secret self-reward is missing",
@@ -183,7 +183,7 @@ def test_everything_that_is_wrong_is_in_the_one_message_that_argo_shows(place, c
     assert code == 2 and all(words in step.last.read_text() for words in said), err
 
 
-def test_bad_parameters_and_the_cluster_are_told_together(cluster, step):
+def test_bad_parameters_and_cluster_problems_are_reported_together(cluster, step):
     cluster.objects = {path: content for path, content in cluster.objects.items() if "/secrets/" not in path}
     given = {"iterations": "91", "shards": "2.0", "export_merged": "yes", "data_repo": "data", "seed_data": "./seed"}
     code, _, err = step.plan(iteratons="3", iteration="1", work_dir="/x", base_model="/models/a", **given)
@@ -205,7 +205,7 @@ def test_bad_parameters_and_the_cluster_are_told_together(cluster, step):
         assert words in step.last.read_text(), err
 
 
-def test_what_can_be_mended_is_said_though_the_api_server_is_down(cluster, step):
+def test_fixable_problems_are_reported_even_if_the_api_server_is_down(cluster, step):
     cluster.answers = [("", 500)]
     code, _, err = step.plan()
     assert code == 75 and "the Kubernetes API at" in err, err
@@ -215,12 +215,12 @@ def test_what_can_be_mended_is_said_though_the_api_server_is_down(cluster, step)
         assert code == 2 and said in last and "and for now: the Kubernetes API at" in last, err
 
 
-def test_names_that_are_given_twice(step):
+def test_a_parameter_given_twice(step):
     code, _, err = step.run("plan", "--in_cluster", more=[("seed", "1")])
     assert code == 2 and "SELF_REWARD_PARAMETERS gives seed twice: '0' and '1'" in err
 
 
-def test_nothing_is_made_for_a_run_that_cannot_begin(place, step):
+def test_nothing_is_created_for_a_run_that_cannot_begin(place, step):
     for given in ({"train_gpus": "4"}, {"base_model": "no such model!"}, {"verifier": "no.such:thing"}):
         code, _, err = step.plan(create_repo="true", **given)
         assert code == 2 and not place.server.repositories, err
@@ -228,7 +228,7 @@ def test_nothing_is_made_for_a_run_that_cannot_begin(place, step):
     assert code == 2 and "is empty" in err and len(place.server.repositories) == 1
 
 
-def test_what_can_be_mended_is_said_though_the_server_is_down(place, step):
+def test_fixable_problems_are_reported_even_if_the_oxen_server_is_down(place, step):
     place.server.kill()
     code, _, err = step.plan(train_gpus="4", store_timeout="600")
     assert (
@@ -241,14 +241,14 @@ def test_what_can_be_mended_is_said_though_the_server_is_down(place, step):
     assert code == 75 and "error: " not in err, err
 
 
-def test_the_plan_pod_is_not_where_models_run(place, files, step):
+def test_the_plan_pod_need_not_be_able_to_run_models(place, files, step):
     place.store.create()
     put(place, files)
     code, _, err = step.plan(sampler="vllm", verifier="demo.world:verify")
     assert code == 0, err
 
 
-def test_a_model_that_cannot_be_divided_over_the_gpus_is_found_before_any_is_asked_for(place, files, step):
+def test_a_model_that_does_not_divide_over_the_gpus_is_refused(place, files, step):
     place.store.create()
     commit = put(place, files)
     for program, flags in (("plan", ["--in_cluster"]), ("fetch_model", ["--revision", commit])):

@@ -21,7 +21,7 @@ from self_reward.store.content import blob_of_bytes
 from self_reward.store.errors import NotFound, ServerError
 from self_reward.store.remote.parallel import counter, results, threads_of
 from self_reward.store.remote.reading import PAGE, Listing, Session, history
-from self_reward.store.remote.server import COMMIT_SECONDS, Json, Server
+from self_reward.store.remote.server import COMMIT_SECONDS, Server
 from self_reward.types import Json
 
 WORKSPACE = "self-reward-"
