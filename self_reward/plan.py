@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from self_reward.errors import TryAgain, UserError, all_of
 from self_reward.parameters.sources import as_environment, of_workflow
@@ -17,7 +16,7 @@ from self_reward.run.checkout import Checkout, base_id, open_data_repo
 from self_reward.run.progress import Progress
 from self_reward.run.stage import finish
 from self_reward.run.workdir import scratch_folder
-from self_reward.store import Snapshot, is_remote, recorded_sha256
+from self_reward.store import Snapshot, Store, is_remote, recorded_sha256
 
 REACH_SECONDS = 60.0  # within which a server must answer before anything is run
 SOON_SECONDS = 5.0  # the same where the run cannot begin anyway
@@ -188,7 +187,7 @@ def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
     ]
 
 
-def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Any, snapshot: Snapshot) -> None:
+def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: Snapshot) -> None:
     """That the base model exists, is that of the run's checkpoints, and loads without running its code."""
     from self_reward.models import base_model
 
@@ -219,7 +218,7 @@ def check_model_folder(p: Plan, local: Path, name: str, left_on_server: Collecti
     refuse([problem.replace(str(local), name) for problem in problems])
 
 
-def check_data(p: Plan, inputs: artifacts.Inputs, repository: Any, snapshot: Snapshot) -> None:
+def check_data(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: Snapshot) -> None:
     """Read the user's files as the stages will. One pass over each file: about 13 seconds per gigabyte."""
     from self_reward.run import user_data
 

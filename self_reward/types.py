@@ -4,3 +4,5 @@ from typing import Any, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 """A JSON object."""
+Tokenizer: TypeAlias = Any
+"""A transformers.PreTrainedTokenizerBase; to import that takes seconds, and its own types are too wide to be of use."""

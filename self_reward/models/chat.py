@@ -6,15 +6,16 @@ there only if the chat template itself puts one, and then in training and in sam
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from self_reward import texts
 from self_reward.errors import UserError
+from self_reward.types import Tokenizer
 
 _MARK = "zqxjv"  # stands for a text, to see what a template puts around it
 
 
-def choose_template(tokenizer: Any, chat_template: str = "auto") -> str:
+def choose_template(tokenizer: Tokenizer, chat_template: str = "auto") -> str:
     """The Jinja text to store as the tokenizer's chat template.
 
     `chat_template`: "auto" or "" (the tokenizer's own, else the built-in "plain", which needs no new tokens), the name
@@ -40,14 +41,14 @@ class _Form(NamedTuple):
     reserved: tuple[str, ...]  # texts that the tokenizer reads as one special token
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], template: str, generation: bool) -> str:
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], template: str, generation: bool) -> str:
     return tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=generation, continue_final_message=False
     )
 
 
 @lru_cache(maxsize=8)
-def _form(tokenizer: Any, template: str) -> _Form:
+def _form(tokenizer: Tokenizer, template: str) -> _Form:
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _MARK}]
     try:
         text = _render(tokenizer, messages, template, False)
@@ -78,7 +79,7 @@ def _form(tokenizer: Any, template: str) -> _Form:
     return _Form(close, end, len(tail), adds_bos, reserved)
 
 
-def _current(tokenizer: Any) -> tuple[str, _Form]:
+def _current(tokenizer: Tokenizer) -> tuple[str, _Form]:
     own = tokenizer.chat_template
     template = own.get("default") if isinstance(own, dict) else own
     if not template:
@@ -94,7 +95,7 @@ def _harmless(text: str, form: _Form) -> str:
     return text
 
 
-def _ids(tokenizer: Any, text: str, form: _Form) -> list[int]:
+def _ids(tokenizer: Tokenizer, text: str, form: _Form) -> list[int]:
     """Ids of a rendered text: one BOS where the template or the tokenizer puts one, never two (bug B8)."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     bos = tokenizer.bos_token_id
@@ -106,14 +107,14 @@ def _ids(tokenizer: Any, text: str, form: _Form) -> list[int]:
     return ids[start - 1 :] if start else [bos] * form.adds_bos + ids
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of the user's turn and the generation prompt: what a model continues."""
     template, form = _current(tokenizer)
     message = {"role": "user", "content": _harmless(prompt, form)}
     return _ids(tokenizer, _render(tokenizer, [message], template, True), form)
 
 
-def example_ids(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:
+def example_ids(tokenizer: Tokenizer, prompt: str, response: str) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids): the first equal prompt_ids(tokenizer, prompt), the second end with exactly one end
     token.
 
@@ -138,13 +139,13 @@ def example_ids(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], 
     return start, _with_end(list(tokenizer(text + form.close, add_special_tokens=False)["input_ids"]), form)
 
 
-def pair_ids(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> tuple[list[int], list[int], list[int]]:
+def pair_ids(tokenizer: Tokenizer, prompt: str, chosen: str, rejected: str) -> tuple[list[int], list[int], list[int]]:
     """(prompt ids, chosen ids, rejected ids) as `example_ids` gives them."""
     start, chosen_ids = example_ids(tokenizer, prompt, chosen)
     return start, chosen_ids, example_ids(tokenizer, prompt, rejected)[1]
 
 
-def _without_end(tokenizer: Any, response: str, form: _Form) -> str:
+def _without_end(tokenizer: Tokenizer, response: str, form: _Form) -> str:
     """A response that was stored with its end token loses it: the template puts its own. One look at each of a million
     of them, no copy."""
     ends = [end for end in (form.close.strip(), tokenizer.eos_token) if end]
@@ -162,7 +163,7 @@ def _with_end(ids: list[int], form: _Form) -> list[int]:
     return ids if form.close else [*ids, form.end]
 
 
-def stop_token_ids(tokenizer: Any) -> list[int]:
+def stop_token_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids at which sampling stops: the template's end of an assistant turn and the tokenizer's EOS (bug B10)."""
     _, form = _current(tokenizer)
     return sorted({form.end} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))

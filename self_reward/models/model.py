@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from self_reward.errors import UserError
 from self_reward.parameters.settings import Loading
+from self_reward.types import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Model:
     """A plain Hugging Face folder (weights, config, tokenizer; adapters merged), and its loaded tokenizer."""
 
     folder: Path
-    tokenizer: Any
+    tokenizer: Tokenizer
     loading: Loading
 
 

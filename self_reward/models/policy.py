@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from self_reward.errors import UserError
 from self_reward.method.asking import Sample
@@ -16,6 +16,7 @@ from self_reward.models import chat, engines
 from self_reward.models.job import Job
 from self_reward.models.model import Model
 from self_reward.parameters.settings import Engine, Sampling
+from self_reward.types import Tokenizer
 
 if TYPE_CHECKING:
     from self_reward.models.engines import Sampler
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class Policy:
     """A sampler and its tokenizer. Finished prompts are kept in `job.folder`."""
 
-    def __init__(self, sampler: "Sampler", tokenizer: Any, job: Job):
+    def __init__(self, sampler: "Sampler", tokenizer: Tokenizer, job: Job):
         self.sampler, self.tokenizer, self.job = sampler, tokenizer, job
         self.engine = sampler.engine
 
@@ -73,7 +74,7 @@ def load(model: Model, engine: Engine, job: Job) -> Policy:
     return Policy(engines.load(model, engine, seed=job.seed + job.shard[0]), model.tokenizer, job)
 
 
-def next_tokens(tokenizer: Any, text: str, choices: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:
+def next_tokens(tokenizer: Tokenizer, text: str, choices: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:
     """Ids of `text`, and the id with which each of `choices` would continue it.
 
     Found by tokenising text and choice together, since many tokenizers join a space and a digit. Raises UserError if

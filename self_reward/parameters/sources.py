@@ -13,9 +13,10 @@ import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from self_reward.errors import UserError
 from self_reward.parameters.checks import contradictions
@@ -44,7 +45,7 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
     """
     problems: list[str] = []
     flags, file = _read_flags(kind, doc, sys.argv[1:] if argv is None else list(argv), problems)
-    sources: dict[str, tuple[Any, str]] = {}
+    sources: dict[str, tuple[object, str]] = {}
     for name, value in _read_environment(environment.get(ENVIRONMENT, ""), problems):
         if name in sources and sources[name][0] != value:
             problems.append(
@@ -80,7 +81,7 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
 
 
 def _invalid(
-    error: ValidationError, kind: type[Repository], values: Json, sources: dict[str, tuple[Any, str]]
+    error: ValidationError, kind: type[Repository], values: Json, sources: dict[str, tuple[object, str]]
 ) -> list[str]:
     """What is wrong with each value that pydantic refuses, and what contradicts the others."""
     names = {place: name for name, (place, _) in flat(kind).items()}
@@ -100,7 +101,7 @@ def _invalid(
     return problems + [problem for problem in found if not any(name in problem for name in first)]
 
 
-def _not_canonical(parameters: Fields, sources: Mapping[str, tuple[Any, str]]) -> list[str]:
+def _not_canonical(parameters: Fields, sources: Mapping[str, tuple[object, str]]) -> list[str]:
     """Values that we parse but Argo would misread, since it evaluates the raw text (`True`, `08`)."""
     values = flattened(parameters)
     return [
@@ -163,7 +164,7 @@ def _read_flags(
     return flags, file
 
 
-def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:
+def _read_environment(text: str, problems: list[str]) -> list[tuple[str, object]]:
     if not text:
         return []
     try:
@@ -176,7 +177,7 @@ def _read_environment(text: str, problems: list[str]) -> list[tuple[str, Any]]:
         return []
 
 
-def _read_file(path: str, problems: list[str]) -> list[tuple[str, Any]]:
+def _read_file(path: str, problems: list[str]) -> list[tuple[str, object]]:
     """Every scalar as the text in the file, so that it is read as the flag would be: `branch: no`, `revision: 1234567`
     and `seed: 010` must not become a boolean, a number and an octal number."""
     import yaml
@@ -199,13 +200,13 @@ def _read_file(path: str, problems: list[str]) -> list[tuple[str, Any]]:
     return [(name, None if value == "~" else value) for name, value in content.items()]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value as it is shown in a message: YAML's aliases can make one that is too large to be printed."""
     text = repr(value) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def _read_value(value: Any, field: Any) -> Any:
+def _read_value(value: object, field: FieldInfo) -> object:
     """A value of any source as pydantic is to see it. JSON's true is the text `true`, as in a file: it would be 1
     for a number. `none`, which is how an empty default is shown, is accepted."""
     if isinstance(value, bool):
@@ -220,7 +221,7 @@ def _read_value(value: Any, field: Any) -> Any:
     return value
 
 
-def type_name(field: Any) -> str:
+def type_name(field: FieldInfo) -> str:
     """A field's type as a person would write it: INT, FLOAT, TEXT, `lora|full`."""
     text = str(field.annotation)
     if "Literal" in text:
@@ -231,7 +232,7 @@ def type_name(field: Any) -> str:
     return "TEXT"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as it would be typed."""
     if value is None:
         return "none"

@@ -5,9 +5,11 @@ means one thing in all stages. A group's fields get the group's prefix in front:
 `judge_temperature` (`flat`, `nested` and `flattened` translate).
 """
 
+from functools import reduce
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from self_reward.parameters.settings import (
     Answers,
@@ -259,14 +261,14 @@ STAGES: dict[str, type[Common]] = {
 
 # ---- between the groups and the flat names
 
+Place = tuple[str, ...]  # the names of the attributes that lead to a value, such as ("judging", "temperature")
 P = TypeVar("P", bound=Repository)
 S = TypeVar("S", bound=Common)
 
 
-def flat(kind: type[Fields], prefix: str = "", at: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Every parameter of `kind` by its flat name: its place (the names of the attributes that lead to it) and its
-    field."""
-    parameters: dict[str, tuple[tuple[str, ...], Any]] = {}
+def flat(kind: type[Fields], prefix: str = "", at: Place = ()) -> dict[str, tuple[Place, FieldInfo]]:
+    """Every parameter of `kind` by its flat name: its place and its field."""
+    parameters: dict[str, tuple[Place, FieldInfo]] = {}
     for name, field in kind.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Settings):
@@ -294,10 +296,7 @@ def flattened(parameters: Fields) -> Json:
     """All values by flat name: what keys, manifests and SELF_REWARD_PARAMETERS hold."""
     values: Json = {}
     for name, (place, _) in flat(type(parameters)).items():
-        value: Any = parameters
-        for attribute in place:
-            value = getattr(value, attribute)
-        values[name] = value
+        values[name] = reduce(getattr, place, parameters)
     return values
 
 
@@ -305,9 +304,7 @@ def given(parameters: Fields) -> set[str]:
     """The flat names of the parameters that were set, as opposed to left at their defaults."""
     names = set()
     for name, (place, _) in flat(type(parameters)).items():
-        owner: Any = parameters
-        for attribute in place[:-1]:
-            owner = getattr(owner, attribute)
+        owner = reduce(getattr, place[:-1], parameters)
         if place[-1] in owner.model_fields_set:
             names.add(name)
     return names
@@ -324,10 +321,10 @@ def key_parameters(parameters: Fields) -> Json:
     }
 
 
-def affects_output(field: Any) -> bool:
+def affects_output(field: FieldInfo) -> bool:
     """Whether a field changes what a stage writes."""
     return _extra(field).get("affects_output") is not False
 
 
-def _extra(field: Any) -> Json:
-    return field.json_schema_extra or {}
+def _extra(field: FieldInfo) -> Json:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import self_reward
 from self_reward.parameters.stages import Common, key_parameters
@@ -42,7 +42,7 @@ def key_of(name: str, p: Common, inputs: artifacts.Inputs, base_id: str | None, 
     )
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: object) -> str:
     """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

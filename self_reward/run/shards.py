@@ -8,7 +8,6 @@ the number of the input's row that it was made from.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from self_reward.errors import UserError
 from self_reward.parameters.stages import Common, key_parameters
@@ -102,7 +101,7 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], li
     return rows, [manifest for _, (_, manifest) in sorted(parts.items())]
 
 
-def _differences(manifest: Json, parameters: Mapping[str, Any]) -> str:
+def _differences(manifest: Json, parameters: Mapping[str, object]) -> str:
     theirs = manifest["parameters"]
     found = [
         f"{name} is {theirs.get(name)!r} there, {parameters.get(name)!r} here"

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 from self_reward.errors import UserError, all_of
 from self_reward.method import judge, preferences, prompts
@@ -76,7 +75,7 @@ def check(checkout: Checkout, p: Plan) -> None:
         if p.eft_replay > 0:
             replay_pairs(rows, 1, p.scale, seed=0)
 
-    steps: list[Callable[[], Any]] = [
+    steps: list[Callable[[], object]] = [
         lambda: rubric(checkout, p.rubric),
         lambda: prompt_template(checkout, p.prompt_template),
     ]

@@ -13,7 +13,7 @@ import pytest
 from self_reward.errors import UserError
 from self_reward.method.asking import Sample
 from self_reward.models import chat, policy
-from self_reward.models.job import Job, no_progress
+from self_reward.models.job import Job
 from self_reward.models.policy import Policy
 from tests.support.engines import load_engine, sampling
 from tests.support.tiny import make_tokenizer
@@ -30,10 +30,8 @@ t.generate(t.load_engine("transformers", Path(sys.argv[1]), batch_size=4), Path(
 """
 
 
-def generate(
-    sampler, folder, prompts=PROMPTS, *, n=2, sampling=SAMPLING, stops=(3,), seed=1, progress=no_progress, shard=(0, 1)
-):
-    return policy.generate(sampler, prompts, n, sampling, list(stops), Job(folder, seed, progress, shard))
+def generate(sampler, folder, prompts=PROMPTS, *, n=2, sampling=SAMPLING, stops=(3,), **job):
+    return policy.generate(sampler, prompts, n, sampling, list(stops), Job(folder, **{"seed": 1, **job}))
 
 
 class Counting:
