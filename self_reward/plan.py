@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from self_reward.errors import TryAgain, UserError, all_of
+from self_reward.parameters.flat import given
 from self_reward.parameters.sources import as_environment, of_workflow
-from self_reward.parameters.stages import BY_STEP, Plan, given
+from self_reward.parameters.stages import BY_STEP, Plan
 from self_reward.repository import artifacts
 from self_reward.run.checkout import Checkout, base_id, open_data_repo
 from self_reward.run.progress import Progress

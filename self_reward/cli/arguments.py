@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from self_reward.errors import UserError
+from self_reward.parameters.flat import flat
 from self_reward.parameters.sources import parse, shown, type_name
-from self_reward.parameters.stages import Repository, flat
+from self_reward.parameters.stages import Repository
 
 Command = Callable[[argparse.Namespace, Any], list[str]]  # returns the lines to print
 

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from self_reward.errors import UserError
+from self_reward.parameters.flat import affects_output, flat
 from self_reward.parameters.sources import shown, type_name
-from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, STAGES, Common, Plan, affects_output, flat
+from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, STAGES, Common, Plan
 from self_reward.types import Json
 
 SCHEMA_WORDS = {

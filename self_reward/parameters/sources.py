@@ -20,18 +20,8 @@ from pydantic.fields import FieldInfo
 
 from self_reward.errors import UserError
 from self_reward.parameters.checks import contradictions
-from self_reward.parameters.stages import (
-    BY_STEP,
-    BY_TEMPLATE,
-    STAGES,
-    Fields,
-    P,
-    Plan,
-    Repository,
-    flat,
-    flattened,
-    nested,
-)
+from self_reward.parameters.flat import flat, flattened, nested
+from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, STAGES, Fields, P, Plan, Repository
 from self_reward.types import Json
 
 ENVIRONMENT = "SELF_REWARD_PARAMETERS"

@@ -2,14 +2,12 @@
 
 The namespace is flat: a name is the flag (`--judge_votes 3`), the key in a parameter file and the Argo parameter, and
 means one thing in all stages. A group's fields get the group's prefix in front: `judging.temperature` is
-`judge_temperature` (`flat`, `nested` and `flattened` translate).
+`judge_temperature` (flat.py translates).
 """
 
-from functools import reduce
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
-from pydantic.fields import FieldInfo
 
 from self_reward.parameters.settings import (
     Answers,
@@ -30,7 +28,6 @@ from self_reward.parameters.settings import (
     Writing,
     neutral,
 )
-from self_reward.types import Json
 
 # Set per step, never for a whole run.
 BY_STEP = ("iteration", "revision", "commit_file", "result_file", "stop_file", "shard", "merge", "sft_file")
@@ -258,73 +255,5 @@ STAGES: dict[str, type[Common]] = {
     "07_export": Export,
 }
 
-
-# ---- between the groups and the flat names
-
-Place = tuple[str, ...]  # the names of the attributes that lead to a value, such as ("judging", "temperature")
 P = TypeVar("P", bound=Repository)
 S = TypeVar("S", bound=Common)
-
-
-def flat(kind: type[Fields], prefix: str = "", at: Place = ()) -> dict[str, tuple[Place, FieldInfo]]:
-    """Every parameter of `kind` by its flat name: its place and its field."""
-    parameters: dict[str, tuple[Place, FieldInfo]] = {}
-    for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Settings):
-            assert isinstance(field.json_schema_extra, dict), "made by group()"
-            parameters |= flat(annotation, str(field.json_schema_extra["prefix"]), (*at, name))
-        else:
-            parameters[prefix + name] = (*at, name), field
-    return parameters
-
-
-def nested(kind: type[Fields], values: Json) -> Json:
-    """`values` by flat name, as the constructor of `kind` takes them."""
-    places = flat(kind)
-    arguments: Json = {}
-    for name, value in values.items():
-        *groups, last = places[name][0]
-        inner = arguments
-        for group_name in groups:
-            inner = inner.setdefault(group_name, {})
-        inner[last] = value
-    return arguments
-
-
-def flattened(parameters: Fields) -> Json:
-    """All values by flat name: what keys, manifests and SELF_REWARD_PARAMETERS hold."""
-    values: Json = {}
-    for name, (place, _) in flat(type(parameters)).items():
-        values[name] = reduce(getattr, place, parameters)
-    return values
-
-
-def given(parameters: Fields) -> set[str]:
-    """The flat names of the parameters that were set, as opposed to left at their defaults."""
-    names = set()
-    for name, (place, _) in flat(type(parameters)).items():
-        owner = reduce(getattr, place[:-1], parameters)
-        if place[-1] in owner.model_fields_set:
-            names.add(name)
-    return names
-
-
-def key_parameters(parameters: Fields) -> Json:
-    """The parameters that are part of a stage's key, by flat name: those that affect what the stage writes."""
-    fields = flat(type(parameters))
-    return {
-        name: value
-        for name, value in flattened(parameters).items()
-        if affects_output(field := fields[name][1])
-        and not (_extra(field).get("in_key") == "unless default" and value == field.default)
-    }
-
-
-def affects_output(field: FieldInfo) -> bool:
-    """Whether a field changes what a stage writes."""
-    return _extra(field).get("affects_output") is not False
-
-
-def _extra(field: FieldInfo) -> Json:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}

@@ -13,7 +13,8 @@ import platform
 from typing import TYPE_CHECKING
 
 import self_reward
-from self_reward.parameters.stages import Common, key_parameters
+from self_reward.parameters.flat import key_parameters
+from self_reward.parameters.stages import Common
 from self_reward.repository import artifacts
 from self_reward.store import Snapshot
 from self_reward.store.content import hash_file, walk

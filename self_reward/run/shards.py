@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from self_reward.errors import UserError
-from self_reward.parameters.stages import Common, key_parameters
+from self_reward.parameters.flat import key_parameters
+from self_reward.parameters.stages import Common
 from self_reward.run.context import Run
 from self_reward.store import Snapshot, Store
 from self_reward.store.remote.address import parse as parse_address

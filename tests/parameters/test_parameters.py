@@ -12,18 +12,8 @@ import yaml
 
 from self_reward.errors import UserError
 from self_reward.parameters import generated, sources
-from self_reward.parameters.stages import (
-    BY_STEP,
-    BY_TEMPLATE,
-    STAGES,
-    Dpo,
-    Plan,
-    flat,
-    flattened,
-    given,
-    key_parameters,
-    nested,
-)
+from self_reward.parameters.flat import flat, flattened, given, key_parameters, nested
+from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, STAGES, Dpo, Plan
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from self_reward.parameters import generated, sources
-from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, Plan, flat
+from self_reward.parameters.flat import flat
+from self_reward.parameters.stages import BY_STEP, BY_TEMPLATE, Plan
 from tests.support import argo
 from tests.support.argo import Document
 
