@@ -469,6 +469,14 @@ def test_a_whole_commit_of_another_process_with_our_key_is_taken(repo):
     assert repo.workspaces() == []
 
 
+def test_data_put_on_a_branch_that_does_not_exist_makes_it_from_main(repo):
+    main = repo.store().resolve()
+    (repo.folder / "note").write_text("x")
+    commit = repo.store("notes").put({"M0/eval/note": repo.folder / "note"}, message="note")
+    assert repo.store().branches() == {"main": main.head, "notes": commit}
+    assert {*repo.store("notes").resolve().files} == {*main.files, "M0/eval/note"}
+
+
 def test_workspaces_that_a_push_has_overtaken_are_removed_and_others_are_not(repo):
     """Of killed pushes of ours; its own begin with the branch's hash."""
     ours = workspaces.prefix("main")

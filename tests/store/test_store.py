@@ -225,6 +225,42 @@ def test_the_same_key_makes_one_commit_and_a_foreign_commit_is_a_conflict(repo, 
     assert len(store.resolve().log) == 2 and (repo / PROMPTS).read_text() == "a\n"
 
 
+def test_a_folder_exists_once_anything_is_in_it_and_is_created_with_a_place_for_data(tmp_path):
+    store = store_of(tmp_path / "new/data")
+    assert not store.exists()
+    with pytest.raises(NotFound, match="does not exist"):
+        store.check_writable()
+    store.create()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["new", "new/data", "new/data/M0"]
+    assert store.exists() and store.check_writable() is None
+    store.create()  # stays as it is
+    (tmp_path / "empty").mkdir()
+    assert not store_of(tmp_path / "empty").exists()
+    (tmp_path / "file").touch()
+    assert store_of(tmp_path / "file").exists()
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        store_of(tmp_path / "file").check_writable()
+
+
+def test_a_folders_branches_are_not_for_others_to_make_or_remove(repo):
+    store = store_of(repo)
+    assert store.branches() == {} and store.on("other").branch == "other" and store.branch == "main"
+    for change in (lambda: store.make_branch("x", store.resolve().commit), lambda: store.remove_branch("x")):
+        with pytest.raises(UserError, match="is a folder.* use a server's address"):
+            change()
+
+
+def test_partial_files_of_killed_processes_are_removed(repo):
+    store = store_of(repo)
+    store.resolve()
+    own = repo / ".oxen/self_reward"
+    left = [files.partial(own / "stats.json"), own / "journal.json.part", own / "trees/ab.json.part"]  # older: no dot
+    for path in left:
+        path.write_text("{")
+    store.resolve()
+    assert not any(path.exists() for path in left) and (own / "stats.json").exists()
+
+
 def test_a_users_file_that_appears_in_the_way_is_not_overwritten(repo, tmp_path):
     store = store_of(repo)
     head = store.resolve().commit
