@@ -1,4 +1,7 @@
-"""A full disk in words: which folder, how much is free there, how much is needed. Exit code 75."""
+"""A full disk, recognised in any library's error and reported as one, with the folder, what is free and what is needed.
+
+Exit code 75.
+"""
 
 import contextlib
 import errno
@@ -10,10 +13,10 @@ from pathlib import Path
 from self_reward.errors import TryAgain, UserError
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-# What Oxen, safetensors, torch and tokenizers say; each has an exception of its own, with the system's words in it.
+# What Oxen, safetensors, torch and tokenizers say; each has its own exception, with the system's words in it.
 WORDS = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 NO_TEMPORARY = "No usable temporary directory"  # tempfile could not write into any
-LITTLE = 1 << 20  # bytes; with less, an error of a database that names no reason is taken for a full disk
+LITTLE = 1 << 20  # bytes; with less, a database error that names no reason is taken for a full disk
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -34,7 +37,7 @@ def nearly_full(folder: Path) -> bool:
 
 
 def existing(folder: Path) -> Path:
-    """`folder`, or the nearest folder above it that is there."""
+    """`folder`, or the nearest folder above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
@@ -45,7 +48,7 @@ def in_words(*folders: Path, needed: int = 0) -> str:
     where = ", ".join(f"{folder} ({_free(folder)})" for folder in full)
     which = "the disk is full" if len(full) == 1 else "a disk is full, that of one of these folders"
     need = f"; about {needed / 1e6:.1f} MB are needed" if needed else ""
-    return f"{which}: {where}{need}. Make room there and run again: it goes on from what is done"
+    return f"{which}: {where}{need}. Make room there and run again: it resumes from what is done"
 
 
 def _free(folder: Path) -> str:
@@ -57,14 +60,14 @@ def _free(folder: Path) -> str:
 
 @contextlib.contextmanager
 def explained(*folders: Path, needed: int = 0) -> Iterator[None]:
-    """Turn whatever says inside that a disk is full into a TryAgain that says which.
+    """Turn any error of the block that means a full disk into a TryAgain that names the folder.
 
-    Libraries also lose the reason (torch: "PytorchStreamWriter failed writing file"): an error that is nobody's own
+    Libraries also lose the reason (torch: "PytorchStreamWriter failed writing file"): a RuntimeError or OSError
     is taken for a full disk when one of `folders` has next to nothing free.
     """
     try:
         yield
-    except BaseException as error:  # Oxen's panics are no Exception
+    except BaseException as error:  # Oxen's panics are not Exceptions
         if isinstance(error, TryAgain | UserError):
             raise
         if is_full(error):

@@ -1,4 +1,4 @@
-"""The base model: a name of the hub, a folder, or a folder of the data repository, as one identifier and one folder.
+"""The base model: a name on the hub, a folder, or a folder of the data repository, as one identifier and one folder.
 
 No torch here: `plan` and every stage resolve the base model before anything heavy is imported.
 """
@@ -65,7 +65,7 @@ def resolve(
         return Resolved(f"path:{folder_hash(folder, cache_dir=cache_dir)}", "path", str(folder))
     if not HUB_NAME.fullmatch(base_model):
         raise UserError(
-            f"base_model {base_model!r} is neither a folder here nor a name of the hub; expected name, owner/name, "
+            f"base_model {base_model!r} is neither a folder here nor a name on the hub; expected name, owner/name, "
             "owner/name@revision, a path, or oxen:<path in the data repository>"
         )
     name, _, revision = base_model.partition("@")
@@ -93,7 +93,7 @@ def fetch(
         folder = cache_dir / "base_models" / hashlib.sha256(resolved.id.encode()).hexdigest()
         if not folder.is_dir():
             if pull is None:
-                raise UserError(f"{resolved.id} lives in the data repository, and none is at hand here")
+                raise UserError(f"{resolved.id} is in the data repository, which is not available here")
             with files.lock(folder.with_suffix(".lock")):
                 if not folder.is_dir():  # no other process was faster
                     _pull(resolved.source, folder, pull, trust_remote_code)
@@ -139,7 +139,7 @@ def folder_problems(folder: Path, *, trust_remote_code: bool, elsewhere: Collect
                 problems.append(f"{folder}: weights named in {INDEX} are missing: {', '.join(missing[:10])}")
         elif content.get("auto_map") and not trust_remote_code:
             problems.append(
-                f"{folder / name}: the model brings code of its own (auto_map); read that code, then set "
+                f"{folder / name}: the model comes with its own code (auto_map); read that code, then set "
                 "trust_remote_code: true, or choose another model"
             )
     for name in sorted(here):
@@ -200,7 +200,7 @@ def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:
         try:
             remembered = json.loads(remembered_file.read_bytes())
         except ValueError:
-            log.warning("%s is not JSON; it is written anew", remembered_file)
+            log.warning("%s is not JSON; it is written again", remembered_file)
     total = hashlib.sha256()
     changed = False
     for path in sorted(folder.iterdir()):
@@ -249,7 +249,7 @@ def _missing_parts(where: str, names: set[str]) -> list[str]:
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """A file cut short, or the pointer that Git LFS leaves, told from its header alone."""
+    """What is wrong with a file that was cut short, or is a Git LFS pointer, as its header shows."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -295,7 +295,7 @@ def _hub_cache(name: str) -> Path:
 
 
 def _hub_commit(name: str, revision: str) -> str:
-    """The commit that `revision` is: asked of the hub, and of the local cache where the hub cannot be reached."""
+    """The commit that `revision` is: from the hub, or from the local cache where the hub cannot be reached."""
     cache = _hub_cache(name)
     if re.fullmatch(r"[0-9a-f]{40}", revision) and (cache / "snapshots" / revision).is_dir():
         return revision
@@ -306,12 +306,12 @@ def _hub_commit(name: str, revision: str) -> str:
         hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token())
         info = hub.model_info(name, revision=revision, timeout=30)
         if info.gated and not (cache / "snapshots" / str(info.sha)).is_dir():
-            hub.auth_check(name)  # what is known of a gated model is for everybody, its files are not
+            hub.auth_check(name)  # anybody may look at a gated model, but not download its files
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:
             raise UserError(
-                f"base_model {name}@{revision}: the hub says no ({status}), and no folder {name} is here; check the "
+                f"base_model {name}@{revision}: the hub refuses it ({status}), and no folder {name} is here; check the "
                 "name and the revision, and for a private or gated model that HF_TOKEN or HF_TOKEN_FILE is set and has "
                 "been given access"
             ) from error
@@ -366,7 +366,7 @@ def _hub_folder(source: str, *, trust_remote_code: bool) -> Path:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:
             raise UserError(
-                f"base_model {source}: the hub says no ({status}); is HF_TOKEN set and given access?"
+                f"base_model {source}: the hub refuses it ({status}); is HF_TOKEN set and given access?"
             ) from error
         raise TryAgain(f"base_model {source}: the hub answers {status}") from error
     except Exception as error:

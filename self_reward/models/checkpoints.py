@@ -15,13 +15,13 @@ from self_reward.models.base_model import folder_hash, folder_problems, weights_
 
 log = logging.getLogger(__name__)
 
-FILE_SIZE = "2GB"  # of one file of weights at most: a push that was interrupted sends whole files again, no less
+FILE_SIZE = "2GB"  # per file of weights at most: an interrupted push sends whole files again
 COMPLETE = ".complete"  # written last; its time is the time of the last use
 TOKENIZER_FILES = [
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
 ]
-# Open lock files of the merged folders that this process uses: they die with it, and keep others from removing them.
+# Open lock files of the merged folders that this process uses: others cannot remove those until it ends.
 _in_use: dict[Path, BinaryIO] = {}
 
 
@@ -34,8 +34,8 @@ def materialise(
     there are iterations. A full checkpoint in the chain replaces everything before it; without adapters (behind it)
     the folder itself is returned. The tokenizer, with its chat template, is that of the newest member of the chain.
 
-    The result lies in cache_dir/merged/<hash of all contents>, is made once however many processes ask, and the
-    `keep` newest stay; one that a living process was given is never removed.
+    The result is in cache_dir/merged/<hash of all contents>. It is made once however many processes ask. The `keep`
+    newest stay; one that a running process uses is never removed.
     Raises UserError with all problems of the chain, TryAgain when the disk is full.
     """
     problems = []
@@ -96,13 +96,13 @@ def _adapter_problems(folder: Path) -> list[str]:
     except ValueError as error:
         return [f"{folder}: adapter_config.json is not JSON ({error})"]
     if not (folder / "adapter_model.safetensors").is_file():
-        problems.append(f"{folder}: no adapter_model.safetensors (pickled adapters are not taken)")
+        problems.append(f"{folder}: no adapter_model.safetensors (pickled adapters are not accepted)")
     if config.get("peft_type") != "LORA":
         problems.append(f"{folder}: an adapter of type {config.get('peft_type')}; only LORA can be merged")
     if config.get("modules_to_save") or config.get("trainable_token_indices"):
         problems.append(
-            f"{folder}: the adapter brings whole modules or tokens of its own "
-            "(modules_to_save, trainable_token_indices), which is not supported; merge it yourself, take the result "
+            f"{folder}: the adapter has whole modules or its own tokens "
+            "(modules_to_save, trainable_token_indices), which is not supported; merge it yourself and give the result "
             "as base_model"
         )
     return problems
@@ -143,7 +143,7 @@ def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = 
 
 
 def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None, base_model: str | None) -> None:
-    """Write self_reward.json: what the checkpoint stands on. `parent` is a name such as M0/sft, None for the base."""
+    """Write self_reward.json: what the checkpoint was trained from. `parent`: such as M0/sft, None for the base."""
     content = {"finetune": finetune, "parent": parent, "base_model": base_model}
     (folder / "self_reward.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -151,9 +151,9 @@ def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None,
 def export(
     base: Path, adapters: list[Path], to: Path, *, cache_dir: Path, keep: int, trust_remote_code: bool = False
 ) -> Path:
-    """Copy the merged chain to the new folder `to`, which any engine serves. A folder that is not empty is refused."""
+    """Copy the merged chain to the new folder `to`, which any engine can serve. Raises UserError if it is not empty."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to} is there and not empty; name a new folder")
+        raise UserError(f"{to} exists and is not empty; give a new folder")
     source = materialise(base, adapters, cache_dir=cache_dir, keep=keep, trust_remote_code=trust_remote_code)
     to.parent.mkdir(parents=True, exist_ok=True)
     with files.whole_folder(to) as part:

@@ -1,4 +1,4 @@
-"""One process of a training over several. train_group.py starts it and says what the files in FOLDER are.
+"""One of several processes that train together. train_group.py starts it and describes the files in FOLDER.
 
 Run     python -m self_reward.models.train_worker FOLDER MEETING PARENT
         with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk, the same for all of them; PARENT: the

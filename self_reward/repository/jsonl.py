@@ -1,7 +1,7 @@
 """Files of one JSON object per line: read with every problem named by file and line, written whole or not at all.
 
-msgspec reads and writes a million rows of 700 bytes in a few seconds; what it cannot read is looked at again, slowly,
-to say what is wrong with it.
+msgspec reads and writes a million rows of 700 bytes in a few seconds. What it cannot read is read again, slowly, to
+find out what is wrong.
 """
 
 import re
@@ -127,7 +127,8 @@ def _rows(path: Path, required: dict[str, Any], check: Check | None) -> Iterator
 
 
 def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str, str]:
-    """What is wrong with a line that was not read at once; nothing is where only a byte order mark was in the way."""
+    """The row of a line that msgspec did not read, and what is wrong with it: nothing where it only begins with a byte
+    order mark."""
     ended = line.endswith(b"\n")
     length = len(line.rstrip(b"\r\n"))
     while len(line) == LONGEST_ROW + 2 and not ended:  # the rest of it, which must not fill the memory
@@ -147,9 +148,9 @@ def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str,
         if _HALF_A_PAIR.search(line) and _is_json_without_it(line):
             problem = "half of a surrogate pair (\\ud800 to \\udfff alone) stands for no character; remove it"
         elif found := _NO_NUMBER.search(line):
-            problem = f"not JSON: {found[1].decode()} is no JSON number; write null, or remove the row"
+            problem = f"not JSON: {found[1].decode()} is not a JSON number; write null, or remove the row"
         elif line.lstrip().startswith((b"[", b"{")) and line.rstrip().endswith((b"[", b"{", b",")):
-            problem = "not JSON: it goes on in the next line; write each row as one object on one line (jq -c does)"
+            problem = "not JSON: it continues on the next line; write each row as one object on one line (jq -c does)"
         else:
             problem = f"not JSON ({error}); each line must be one JSON object"
         return {}, "not_json", problem

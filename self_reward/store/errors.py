@@ -8,7 +8,7 @@ class NotFound(UserError):
 
 
 class Conflict(UserError):
-    """The branch holds a commit of somebody else, or a file that is not this stage's to replace."""
+    """The branch has somebody else's commit, or a file that this stage must not replace."""
 
 
 class Auth(UserError):
@@ -32,7 +32,7 @@ class Network(TryAgain):
 
 
 class ServerError(TryAgain):
-    """The server answers, but with an error of its own: overloaded, restarting, its disk full.
+    """The server answers, but with an error on its side: overloaded, restarting, its disk full.
 
     `passes`: whether trying again within seconds may help; `after`: seconds that the server asks to wait.
     """

@@ -223,7 +223,7 @@ def test_hub_name_becomes_a_commit(hub):
 
 
 def test_hub_says_no(hub):
-    with pytest.raises(UserError, match=r"says no \(404\), and no folder me/absent is here"):
+    with pytest.raises(UserError, match=r"refuses it \(404\), and no folder me/absent is here"):
         resolve("me/absent")
     with pytest.raises(UserError, match="safetensors"):
         resolve("me/pickled")

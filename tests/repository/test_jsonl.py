@@ -74,12 +74,12 @@ def test_a_row_of_any_length_is_refused_without_being_in_memory(tmp_path, monkey
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"a": NaN}', "NaN is no JSON number"),
-        (b'{"a": -Infinity}', "Infinity is no JSON number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "Infinity is not a JSON number"),
         (b'{"a": 1e999}', "not JSON (Number out of range"),
         (b'{"a": "x"', "not JSON (Input data was truncated)"),
-        (b"[", "not JSON: it goes on in the next line; write each row as one object on one line"),
-        (b' {"a": "x", ', "not JSON: it goes on in the next line"),
+        (b"[", "not JSON: it continues on the next line; write each row as one object on one line"),
+        (b' {"a": "x", ', "not JSON: it continues on the next line"),
         (b'{"a": "x"} {}', "not JSON (JSON is malformed: trailing characters"),
         (b'{"a": "\\udc00"}', "half of a surrogate pair"),
         (b'{"a": "x\xffy"}', "not UTF-8 at byte 8"),

@@ -235,7 +235,7 @@ MODELS = {
     "pickles, .bin": (rename("model.safetensors", "pytorch_model.bin"), ["only as pickles (pytorch_model.bin)"]),
     "code of its own": (
         change_model(lambda m: (m / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Model"}}')),
-        ["brings code of its own (auto_map)", "trust_remote_code: true"],
+        ["comes with its own code (auto_map)", "trust_remote_code: true"],
     ),
     "cut short": (
         change_model(lambda m: os.truncate(m / "model.safetensors", 70)), ["model.safetensors: ", "bytes", "again"],
@@ -303,8 +303,8 @@ def hub():
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
-        (401, 2, "the hub says no (401)"),
-        (404, 2, "the hub says no (404)"),
+        (401, 2, "the hub refuses it (401)"),
+        (404, 2, "the hub refuses it (404)"),
         (429, 75, "the hub answers 429"),
         (503, 75, "the hub answers 503"),
         (None, 75, "the hub cannot be reached"),

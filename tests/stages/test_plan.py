@@ -276,4 +276,4 @@ def test_a_base_model_that_cannot_be_fetched(place, files, step):
     assert code == 2 and "no folder 'models/none' in the data repository" in err
     place.server.fail("GET", WEIGHTS, "503", times=None)
     code, _, err = step.run("fetch_model", store_timeout="1")
-    assert code == 75 and "the server fails" in err
+    assert code == 75 and "the server reports an error" in err

@@ -41,7 +41,7 @@ def main() -> None:
     signal.alarm(math.ceil(request.pop("timeout")) + 5)  # ends this process even inside Oxen, and without a parent
     try:
         with disk.explained(root):
-            result = {"value": OPERATIONS[request.pop("operation")](**request)}
+            result: dict[str, object] = {"value": OPERATIONS[request.pop("operation")](**request)}
     except BaseException as error:  # Oxen's panics are not Exceptions
         result = {"error": _error(error, root)}
     with open(answer, "w", encoding="utf-8") as file:

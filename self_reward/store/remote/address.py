@@ -55,7 +55,7 @@ def parse(text: str) -> Address:
 
 def token(address: Address, variable: str = "OXEN_TOKEN", environment: Mapping[str, str] = os.environ) -> str | None:
     """The token for a server: from the environment variable `variable`, the file that {variable}_FILE names, or what
-    `oxen config --auth HOST TOKEN` has saved for this host. None: there is none; some servers want none."""
+    `oxen config --auth HOST TOKEN` has saved for this host. None: there is no token; some servers need none."""
     found = environment.get(variable, "")
     if file := environment.get(f"{variable}_FILE"):
         try:
@@ -70,7 +70,7 @@ def token(address: Address, variable: str = "OXEN_TOKEN", environment: Mapping[s
     is_closed = address.scheme == "https" or ":" in address.host  # a token saved for a public host is not sent in clear
     found = found.strip() or (_saved(address.host, environment) if is_closed else None) or ""
     if not found.isascii() or not found.isprintable() or " " in found:
-        raise UserError(f"{variable} holds characters that no token has (a space, a line break, an accent?)")
+        raise UserError(f"{variable} has characters that no token has (a space, a line break, an accent?)")
     return found or None
 
 

@@ -24,8 +24,8 @@ def each(server: Server, work: Callable[[str], None], paths: list[str]) -> None:
 
 
 def results(threads: ThreadPoolExecutor, work: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
-    """What `work` returns for each item. The first error, of whichever item, is raised at once, and no item is begun
-    after it."""
+    """What `work` returns for each item. The first error, of whichever item, is raised at once, and no item is
+    started after it."""
     futures = [threads.submit(work, item) for item in items]
     try:
         for future in as_completed(futures):

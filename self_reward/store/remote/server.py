@@ -43,7 +43,7 @@ class Server:
     """The repository at `address`, for one operation (a pull, a push ...) that may take `seconds` in all.
 
     Every method raises NotFound, Auth, Conflict, NoChanges or UserError at once. What may pass (Network, ServerError)
-    is tried again, with growing pauses drawn at random, until `seconds` are over.
+    is tried again, with growing random pauses, until `seconds` are over.
     """
 
     def __init__(self, address: Address, token: str | None, *, seconds: float):
@@ -66,8 +66,8 @@ class Server:
         self._pool.clear()
 
     def stop(self) -> None:
-        """End the operation: nothing is tried or sent any more, and who waits for an answer gets none. Called from
-        another thread, by the clock at the latest (the time limits of single reads begin anew with each byte)."""
+        """End the operation: nothing is tried or sent any more, and whoever waits for an answer gets none. Called from
+        another thread, at the latest by the timer (the time limits of single reads begin anew with each byte)."""
         self.deadline = min(self.deadline, time.monotonic())
         self._stopped.set()
         for sock in self._sockets:
@@ -78,7 +78,7 @@ class Server:
         """`path` below the repository's own; the characters that a path in a repository may have are escaped."""
         return f"{self.address.server}/api/repos/{self.address.namespace}/{self.address.name}{quote(path)}"
 
-    def ask(self, method: str, path: str, body: Any = None, **parameters: Any) -> Json:
+    def ask(self, method: str, path: str, body: object = None, **parameters: Any) -> Json:
         """The JSON answer to a request that does no harm when it is sent twice."""
         return self.again(lambda: self.once(method, path, body, **parameters))
 
@@ -86,28 +86,28 @@ class Server:
         self,
         method: str,
         path: str,
-        body: Any = None,
+        body: object = None,
         *,
         url: str | None = None,
         stall: float = STALL_SECONDS,
-        **parameters: Any,
+        **parameters: int,
     ) -> Json:
         """The JSON answer to a request that is sent one time. `body`: bytes as they are, a tuple (bytes, content type),
-        or anything else as JSON; `stall`: seconds without a byte after which the server is taken for hung."""
+        or anything else as JSON; `stall`: seconds without a byte after which the server counts as hung."""
         content, kind = _content(body)
         with self._sent(
             method, url or self.url(path), content, {"Content-Type": kind} if kind else {}, stall, parameters
         ) as answer:
             return self._json(answer, b"".join(self._blocks(answer, method, most=MOST)))
 
-    def blocks(self, path: str, **parameters: Any) -> Iterator[bytes]:
-        """The bytes of an answer as they come. Sent once: the caller goes on where it broke."""
+    def blocks(self, path: str, **parameters: int) -> Iterator[bytes]:
+        """The bytes of an answer as they come. Sent once: the caller resumes where it broke."""
         with self._sent("GET", self.url(path), None, {}, STALL_SECONDS, parameters) as answer:
             yield from self._blocks(answer, path)
 
     def again(self, attempt: Callable[[], T]) -> T:
         """Call `attempt` until it raises nothing that may pass, or the operation's time is over."""
-        before: list[BaseException] = []  # what the tries before the last one ended with
+        before: list[BaseException] = []  # how the tries before the last one ended
 
         def say(state: RetryCallState) -> None:
             if state.outcome and (found := state.outcome.exception()):
@@ -128,7 +128,7 @@ class Server:
             if not error.passes:
                 raise
             if "store_timeout" in str(error) and before and isinstance(before[-1], Network | ServerError):
-                error = before[-1]  # the last try came too late to say anything of the server
+                error = before[-1]  # the last try came too late to say anything about the server
             text = str(error)
             if "store_timeout" not in text:
                 text += f". Given up: store_timeout = {self.seconds:g} s is over, or would be with the next pause"
@@ -154,7 +154,7 @@ class Server:
         content: bytes | None,
         headers: dict[str, str],
         stall: float,
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, int],
     ) -> "_Answer":
         left = self.left()
         if content is not None:
@@ -178,7 +178,7 @@ class Server:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(
                     f"{self.address}: the server's certificate is not trusted: {reason.verify_message}. Is the host "
-                    "right? The certificates of an authority of your own are named by SSL_CERT_FILE"
+                    "right? For your own certificate authority, set SSL_CERT_FILE"
                 ) from error
             raise self._network(error, method) from error
         answer = _Answer(response)
@@ -189,7 +189,7 @@ class Server:
         return answer
 
     def _pieces(self, content: bytes) -> Iterator[memoryview]:
-        """In small pieces, since the time limit of a send is for all that is given to it."""
+        """In small pieces, since the time limit of a send covers everything that is given to it."""
         for start in range(0, len(content), BLOCK):
             self.left()
             yield memoryview(content)[start : start + BLOCK]
@@ -213,18 +213,15 @@ class Server:
         answer.whole = True
 
     def _json(self, answer: "_Answer", body: bytes) -> Json:
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+        content = _parsed(body)
+        if content is None:
             raise ServerError(
                 f"{self.address}: expected an Oxen server's JSON, got {_short(body)}. Is this the address of an Oxen "
                 "server?"
             )
-        if found.get("status") == "error":  # some answers begin before their work ends, and say so only here
-            raise ServerError(f"{self.address}: {_said(found, body)}")
-        return found
+        if content.get("status") == "error":  # some answers begin before their work ends, and report errors only here
+            raise ServerError(f"{self.address}: {_reason(content, body)}")
+        return content
 
     def _network(self, error: Exception, what: str) -> Network:
         left = self.deadline - time.monotonic()
@@ -236,45 +233,41 @@ class Server:
 
     def _refused(self, method: str, url: str, response: urllib3.BaseHTTPResponse, body: bytes) -> NoReturn:
         """Raise what an answer above 299 means."""
-        status = response.status
-        try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            found = None
-        is_oxen = isinstance(found, dict) and "status" in found
-        said = _said(found, body) if is_oxen else f"HTTP {status}, {_short(body)}"
+        status, content = response.status, _parsed(body) or {}
+        is_oxen = "status" in content
+        reason = _reason(content, body) if is_oxen else f"HTTP {status}, {_short(body)}"
         if status in (401, 403):
             token = "the token of OXEN_TOKEN, OXEN_TOKEN_FILE or `oxen config` may not do this"
             if self._token is None:
-                token = "it wants a token; set OXEN_TOKEN or OXEN_TOKEN_FILE"
+                token = "it requires a token; set OXEN_TOKEN or OXEN_TOKEN_FILE"
             raise Auth(f"{self.address} refuses access (HTTP {status}): {token}")
         if 300 <= status < 400:
             target = response.headers.get("Location", "another place")
-            raise UserError(f"{self.address}: the server points to {target}; give that address (oxen:// means https)")
+            raise UserError(f"{self.address}: the server redirects to {target}; use that address (oxen:// is https)")
         if status == 404 and is_oxen:
-            raise NotFound(f"{self.address}: {said}")
+            raise NotFound(f"{self.address}: {reason}")
         if status in (404, 405, 501):
             raise UserError(
-                f"{self.address}: {method} {url.partition('?')[0]} is unknown there ({said}). Is it an Oxen server, "
+                f"{self.address}: {method} {url.partition('?')[0]} is unknown there ({reason}). Is it an Oxen server, "
                 f"0.65 or newer (this one says {response.headers.get('oxen-version', 'no version')})?"
             )
         if status == 413:
             raise UserError(
-                f"{self.address}: the proxy before the server takes no request of this size (HTTP 413); let it take "
-                "parts of 64 MB (nginx: client_max_body_size 0)"
+                f"{self.address}: the proxy in front of the server rejects requests of this size (HTTP 413); make it "
+                "accept parts of 64 MB (nginx: client_max_body_size 0)"
             )
         if status == 409:
-            raise Conflict(f"{self.address}: {said}")
-        if status == 422 and "NoChanges" in said:
+            raise Conflict(f"{self.address}: {reason}")
+        if status == 422 and "NoChanges" in reason:
             raise NoChanges(f"{self.address}: nothing to commit")
-        if status == 507 or any(words in said for words in disk.WORDS):
-            raise ServerError(f"{self.address}: the disk of the server is full ({said}); make room there", passes=False)
+        if status == 507 or any(words in reason for words in disk.WORDS):
+            text = f"{self.address}: the disk of the server is full ({reason}); make room there"
+            raise ServerError(text, passes=False)
         if status in PASSING or status >= 500:
             after = response.headers.get("Retry-After", "")
-            raise ServerError(
-                f"{self.address}: the server fails: {said}", after=float(after) if after.isdecimal() else 0.0
-            )
-        raise UserError(f"{self.address} does not take {method} {url.partition('?')[0]}: HTTP {status}: {said}")
+            seconds = float(after) if after.isdecimal() else 0.0
+            raise ServerError(f"{self.address}: the server reports an error: {reason}", after=seconds)
+        raise UserError(f"{self.address} rejects {method} {url.partition('?')[0]}: HTTP {status}: {reason}")
 
 
 class _Answer:
@@ -296,7 +289,7 @@ class _Answer:
 
 
 def _pool(address: Address, sockets: list[socket.socket], stopped: threading.Event) -> urllib3.PoolManager:
-    """`sockets`: where each connection is noted; none is used that is made when the operation is `stopped`."""
+    """`sockets`: where each connection is noted; one made after the operation was `stopped` is not used."""
 
     def note(sock: socket.socket) -> None:
         sockets.append(sock)
@@ -329,7 +322,7 @@ def _pool(address: Address, sockets: list[socket.socket], stopped: threading.Eve
         with contextlib.suppress(urllib3.exceptions.LocationParseError):  # its text may hold a password
             where = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
         if where.scheme not in ("http", "https") or not where.host:
-            raise UserError(f"the proxy for {address.server} in the environment is no http:// or https:// address")
+            raise UserError(f"the proxy for {address.server} in the environment is not an http:// or https:// address")
         login = urllib3.make_headers(proxy_basic_auth=unquote(where.auth)) if where.auth else None
         pool: urllib3.PoolManager = urllib3.ProxyManager(where._replace(auth=None).url, proxy_headers=login, **options)
     else:
@@ -338,7 +331,7 @@ def _pool(address: Address, sockets: list[socket.socket], stopped: threading.Eve
     return pool
 
 
-def _content(body: Any) -> tuple[bytes | None, str | None]:
+def _content(body: object) -> tuple[bytes | None, str | None]:
     if body is None:
         return None, None
     if isinstance(body, tuple):
@@ -349,7 +342,7 @@ def _content(body: Any) -> tuple[bytes | None, str | None]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """A full disk may pass too, but not within seconds: whoever starts the stage again decides when."""
+    """A full disk may pass too, but not within seconds: whoever runs the stage again decides when."""
     return isinstance(error, Network | ServerError) and error.passes
 
 
@@ -359,13 +352,22 @@ def _wait(state: RetryCallState) -> float:
     return max(drawn, min(error.after, 10 * LONGEST_WAIT)) if isinstance(error, ServerError) else drawn
 
 
-def _said(found: Any, body: bytes) -> str:
-    """What an Oxen server says in its answer. Its errors come in two shapes."""
-    error = found.get("error")
+def _parsed(body: bytes) -> Json | None:
+    """The JSON object that `body` is; None where it is something else."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _reason(answer: Json, body: bytes) -> str:
+    """The reason that an Oxen server gives in its answer. Its errors come in two shapes."""
+    error = answer.get("error")
     if isinstance(error, dict):
         parts = [error.get("title"), error.get("detail")]
     else:
-        parts = [found.get("status_description"), found.get("status_message")]
+        parts = [answer.get("status_description"), answer.get("status_message")]
     return ": ".join(str(part) for part in parts if part) or _short(body)
 
 

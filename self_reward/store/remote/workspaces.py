@@ -40,8 +40,8 @@ def new(session: Session, name: str) -> tuple[str, str]:
     tried: list[str] = []
 
     def attempt() -> Json:
-        # Never the name of a try that failed: when a killed server had half made a workspace, the server says for ever
-        # that it exists, and neither gives nor removes it.
+        # Never the name of a try that failed: a server that was killed while it made a workspace reports for ever that
+        # it exists, and neither returns nor removes it.
         tried.append(f"{name}-{len(tried)}")
         wanted = {"workspace_id": tried[-1], "branch_name": session.branch}
         return session.server.once("PUT", "/workspaces", wanted)["workspace"]
@@ -89,7 +89,7 @@ def stage(
     with threads_of(server) as threads:
         for path, source in sources.items():
             size, blob = adds[path]
-            if size == 0:  # the upload by hash takes none
+            if size == 0:  # the upload by hash accepts no empty file
                 server.ask("POST", f"/workspaces/{workspace}/files/", _empty_file(path))
             else:
                 wanted = {
@@ -109,7 +109,7 @@ def _upload(
     server: Server, threads: ThreadPoolExecutor, wanted: Json, source: Path, report: Callable[[int], None]
 ) -> None:
     """Send one file in parts, each again where its connection breaks. A server that was restarted has forgotten the
-    parts it had: then the file is begun again."""
+    parts it had: then the file is sent from its beginning."""
     size, sent = wanted["size"], 0
     lock = threading.Lock()
 
@@ -135,7 +135,7 @@ def _upload(
             if any(results(threads, functools.partial(part, upload), range(1, upload["num_parts"] + 1))):
                 return
         path = wanted["destination"]["path"]
-        raise ServerError(f"{server.address}: the upload of {path} was not completed; it is begun again")
+        raise ServerError(f"{server.address}: the upload of {path} was not completed; it is started again")
 
     server.again(attempt)
 
