@@ -18,7 +18,7 @@ from self_reward.run import shards
 from self_reward.store import open_store
 from tests.support import servers
 from tests.support.fake_oxen import FakeOxen
-from tests.support.tiny import WORDS, make_tiny_model
+from tests.support.tiny import WORDS
 
 ROOT = Path(__file__).parents[2]
 RUBRIC = "rubric.txt"
@@ -43,10 +43,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The base model and the user's data: 18 prompts of different lengths, five chunks of four."""
+def folder(tiny_model, tmp_path_factory):
+    """The user's data: 18 prompts of different lengths, five chunks of four."""
     folder = tmp_path_factory.mktemp("shards")
-    make_tiny_model(folder / "model")
+    (folder / "model").symlink_to(tiny_model)
     prompts = [" ".join(WORDS[(7 * i + j) % 40] for j in range(1 + i * 5 % 9)) for i in range(18)]
     rows = [{"prompt_id": f"id-{i}", "prompt": text, "source": "generated"} for i, text in enumerate(prompts)]
     (folder / "data/M0/generated").mkdir(parents=True)
@@ -104,7 +104,7 @@ def place(request, folder, whole, tmp_path_factory):
 
 
 def merge(place, stage="02_gen_responses", count=3, before=()):
-    return place.run("stages/merge.py", stage, "--shards", count, before=before)
+    return place.run(f"stages/{stage}.py", "--merge", "--shards", count, before=before)
 
 
 def small(place, path):
@@ -126,11 +126,11 @@ def parts(place):
     assert not place.store.branches("shards/")
     for number, (code, out, err) in enumerate(place.all_shards("02_gen_responses", 3)):
         assert code == 0 and out.startswith(f"M0 02_gen_responses {number}/3  "), err
-        assert ("going on in partial/samples.jsonl after 4 of 8 prompts" in err) == (number == 0), err
+        assert ("resuming partial/samples.jsonl after 4 of 8 prompts" in err) == (number == 0), err
     return place.store.branches("shards/")
 
 
-def test_each_shard_is_a_commit_on_a_branch_of_its_own_and_is_skipped_when_run_again(place, parts):
+def test_each_shard_is_a_commit_on_a_separate_branch_and_is_skipped_when_run_again(place, parts):
     main = place.store.resolve()
     assert RESPONSES not in main.files
     assert [name.rpartition("/")[2] for name in sorted(parts)] == ["0-of-3", "1-of-3", "2-of-3"]
@@ -283,21 +283,23 @@ def test_scores_are_divided_and_merged_likewise(place, merged, whole, tmp_path):
 
 SIXTEEN = """
 import sys
+from self_reward.parameters.stages import GenResponses
 from self_reward.repository import artifacts, jsonl
-from self_reward.run import loading, shards, stage
+from self_reward.run import shards, stage
 
 def work(p, run):
-    rows = enumerate(loading.rows(run, p, "prompts", artifacts.PROMPT_COLUMNS))
+    rows = enumerate(run.rows("prompts", artifacts.PROMPT_COLUMNS, p.max_bad_rows))
+    number, count = run.job.shard
     made = [
         {"prompt_id": row["prompt_id"], "n": n, "finish_reason": "stop", "tokens": 1, shards.POSITION: position}
         for position, row in rows
-        if position % run.shard[1] == run.shard[0]
+        if position % count == number
         for n in range(2)
     ]
     run.counts["responses"] = jsonl.write(run.output("responses"), made)
     run.details["sampler"] = "none"
 
-sys.exit(stage.main("02_gen_responses", work, "In place of stages/02_gen_responses.py."))
+sys.exit(stage.main("02_gen_responses", GenResponses, work, "In place of stages/02_gen_responses.py."))
 """
 
 
@@ -317,7 +319,7 @@ def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder,
         assert code == 0, err
     assert len(place.store.branches("shards/")) == 16
     assert [commit.id for commit in other.resolve().log][: len(commits)] == commits[::-1] and len(commits) > 2
-    code, out, err = place.run("stages/merge.py", "02_gen_responses", "--shards", "16", *seed)
+    code, out, err = place.run("stages/02_gen_responses.py", "--merge", "--shards", "16", *seed)
     assert code == 0 and "prompts=18 responses=36 truncated=0 tokens=36" in out, err
     rows = list(jsonl.read(pulled(place, RESPONSES, tmp_path)))
     assert rows == [
@@ -327,11 +329,11 @@ def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder,
     place.store.remove_branch("other")
 
 
-def test_shards_need_a_server_and_merge_a_stage(folder, whole):
-    for words in (["stages/02_gen_responses.py", "--shard", "0/2"], ["stages/merge.py", "02_gen_responses"]):
-        code, out, err = end(start(folder, whole, words))
+def test_shards_need_a_server_and_are_either_made_or_merged(folder, whole):
+    for words in (["--shard", "0/2"], ["--merge", "--shards", "2"]):
+        code, out, err = end(start(folder, whole, ["stages/02_gen_responses.py", *words]))
         assert (code, out) == (2, "") and "shards need a data repository on a server" in err
     code, _, err = end(start(folder, whole, ["stages/02_gen_responses.py", "--shard", "2/2"]))
     assert code == 2 and "of 2 shards the first is 0/2, the last 1/2" in err
-    code, _, err = end(start(folder, whole, ["stages/merge.py", "--shards", "2", "02_gen_responses"]))
-    assert code == 2 and "expected the stage to merge first, 02_gen_responses or 03_gen_scores" in err
+    code, _, err = end(start(folder, whole, ["stages/03_gen_scores.py", "--merge", "--shard", "0/2"]))
+    assert code == 2 and "--shard 0/2 is for one part of the work; --merge takes --shards, the number of parts" in err
