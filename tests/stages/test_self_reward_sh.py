@@ -70,6 +70,7 @@ def test_each_stage_reads_the_commit_of_the_one_before_it(stages):
 
 OF_REPOSITORY = """
 import os, sys
+from self_reward.parameters.stages import GenPreferences
 from self_reward.run import stage
 from self_reward.store import open_store
 repository, name = os.environ["REPOSITORY"], os.path.basename(__file__)[:-3]
@@ -85,7 +86,7 @@ if name == "plan":
     print(f"iterations=1 data_repo={repository} commit={head()}")
 elif name == "04_gen_preferences":
     sys.argv += ["--data_repo", repository, "--work_dir", repository + "-work"]
-    sys.exit(stage.main(name, work, "A program for tests."))
+    sys.exit(stage.main(name, GenPreferences, work, "A program for tests."))
 else:
     flag = {sys.argv[i]: sys.argv[i + 1] for i in range(1, len(sys.argv), 2)}
     open(flag["--commit_file"], "w").write(flag["--revision"])  # what a stage does that has nothing to do
@@ -104,9 +105,8 @@ def test_a_commit_of_somebody_else_between_two_stages_ends_the_run_and_is_named(
     repository = str(tmp_path / "data")
     code, lines, err = run(stages, REPOSITORY=repository, COMMITS="03_gen_scores")
     assert (code, lines) == (2, []) and "branch main has moved on: this stage starts from commit" in err, err
-    assert (
-        "by self-reward at 20" in err and ": 'user data: M1/more.txt'. To go on from the newest commit run again" in err
-    )
+    assert "by self-reward at 20" in err
+    assert ": 'user data: M1/more.txt'. To continue from the newest commit run again" in err
     code, lines, err = run(stages, REPOSITORY=repository)
     assert code == 0 and lines[0].startswith("M1 04_gen_preferences  ") and lines[-1].startswith("done: "), err
     # what is done stays so, and a commit after the last stage's is nobody's concern
