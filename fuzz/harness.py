@@ -10,10 +10,10 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 warnings.simplefilter("ignore")
 with atheris.instrument_imports(include=["self_reward"]):
-    import invariants
+    from tests.support import invariants
 
 
 def run(check: Callable[[bytes], None], seeds: Iterable[bytes]) -> None:

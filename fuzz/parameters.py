@@ -6,10 +6,11 @@ from pathlib import Path
 
 from harness import invariants, run
 
-from self_reward import parameters
+from self_reward.parameters.stages import STAGES as KINDS
+from self_reward.parameters.stages import Plan, flat
 
-STAGES = list(parameters.STAGES)
-NAMES = list(parameters.Plan.model_fields)
+STAGES = list(KINDS)
+NAMES = list(flat(Plan))
 VALUES = [
     "0", "1", "2", "-1", "5", "1e-5", "0.5", "1e400", "-0", "NaN", ".inf", ".nan", "inf", "true", "false", "yes",
     "no", "on", "~", "null", '""', "''", '"x"', "x", "010", "0x10", "0o7", "1_000", "12:30", "2020-01-02",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness import invariants, run
 
-from self_reward.models.engines import Sample
+from self_reward.method.asking import Sample
 
 ROWS = [(3, [Sample("a\n", [1, 2], "stop"), Sample("", [], "length")]), (0, [Sample("é\u2028", [7], "stop")] * 2)]
 PIECES = [

@@ -12,11 +12,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from self_reward import parameters, texts
+from self_reward import texts
 from self_reward.errors import UserError
 from self_reward.method import judge, preferences, prompts
+from self_reward.method.asking import Sample
 from self_reward.models import chat
-from self_reward.models.engines import Sample
+from self_reward.parameters.sources import ENVIRONMENT, parse
+from self_reward.parameters.stages import STAGES, GenScores, Plan, flat, flattened, key_parameters
 from self_reward.repository import artifacts, examples, jsonl
 from self_reward.store.content import hash_file, walk
 from self_reward.store.local import index
@@ -322,7 +324,7 @@ finished = st.dictionaries(
 @in_a_folder
 @given(rows=finished, kept=st.integers(0, 400), garbage=row_bytes)
 @example(rows=[(0, [])], kept=22, garbage=b"[" * 5000 + b"\n")
-def test_a_partial_file_cut_anywhere_gives_its_whole_rows_and_goes_on(tmp_path, rows, kept, garbage):
+def test_a_partial_file_cut_anywhere_gives_its_whole_rows_and_is_resumed(tmp_path, rows, kept, garbage):
     # no row in it: nothing could tell that one from a real one
     garbage = garbage.translate(bytes.maketrans(b"{}]", b"\0\0\0"))
     invariants.partial_file(tmp_path / "f.jsonl", rows, kept, garbage)
@@ -493,9 +495,11 @@ def test_later_sources_win_and_a_value_means_the_same_in_each(tmp_path, environm
         "plan", flags(given_flags), as_environment(environment), path, yaml.safe_dump(dump).encode()
     )
     assert found is not None
+    values, fields = flattened(found), flat(Plan)
     for name in VALID:
-        last = next((source[name] for source in (given_flags, file, environment) if name in source), Ellipsis)
-        assert getattr(found, name) == (parameters.Plan.model_fields[name].default if last is Ellipsis else last), name
+        default = fields[name][1].get_default(call_default_factory=True)
+        last = next((source[name] for source in (given_flags, file, environment) if name in source), default)
+        assert values[name] == last, name
 
 
 @in_a_folder
@@ -507,7 +511,7 @@ def test_every_bad_value_is_named_once_and_no_other(tmp_path, good, bad, source)
     environment = as_environment(values) if source == "environment" else ""
     argv = ["--parameter_file", str(path), *(flags(values) if source == "flags" else [])]
     try:
-        parameters.parse("plan", "", argv, {parameters.ENVIRONMENT: environment})
+        parse(Plan, "", argv, {ENVIRONMENT: environment})
         assert not bad
     except UserError as error:
         named = [problem.split(" = ")[0] for problem in error.problems if " = " in problem and "from " in problem]
@@ -562,7 +566,7 @@ def test_any_environment_and_flags_give_parameters_or_the_users_error(text, argv
 @given(chosen_from(NEUTRAL), chosen_from({"judge_votes": [7], "seed": [5], "rubric": ["r.txt"], "iteration": [2]}))
 def test_the_key_depends_on_what_changes_the_output_and_on_nothing_else(neutral, other):
     def key(values):
-        return parameters.key_parameters(parameters.parse("03_gen_scores", "", flags(values), {}))
+        return key_parameters(parse(GenScores, "", flags(values), {}))
 
     assert key(neutral | other) == key(other)
     assert (key(other) == key({})) == (not other)
@@ -651,7 +655,7 @@ stage_parameters = st.fixed_dictionaries(
 
 
 @given(
-    st.sampled_from(list(parameters.STAGES)[1:]),
+    st.sampled_from(list(STAGES)[1:]),
     stage_parameters,
     repository_files,
     st.lists(small_files, min_size=6, max_size=6),
@@ -659,7 +663,7 @@ stage_parameters = st.fixed_dictionaries(
 def test_any_repository_has_the_inputs_or_says_what_is_missing(stage, values, files, contents):
     paths = [f"M{k}/models/{kind}/final_checkpoint/self_reward.json" for k in range(3) for kind in ("sft", "dpo")]
     small = {path: content for path, content in zip(paths, contents, strict=True) if path in files}
-    settings = SimpleNamespace(**vars(parameters.Plan()) | values)
+    settings = SimpleNamespace(**vars(Plan()) | values)
     try:
         found = artifacts.inputs(stage, settings, files, small)
     except UserError as error:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from self_reward import parameters
 from self_reward.errors import UserError
 from self_reward.method import judge, prompts
-from self_reward.models import generation
-from self_reward.models.engines import Sample
+from self_reward.method.asking import Sample
+from self_reward.models import policy
+from self_reward.parameters import sources, stages
 from self_reward.repository import jsonl
 
 # no digit, no number word, no "score"; it ends the line that stands before it
@@ -140,7 +140,7 @@ HEADER = b'{"request": {"n": 2}}\n'
 
 
 def partial_file(path: Path, rows: list[tuple[int, list[Sample]]], kept: int, garbage: bytes) -> None:
-    """generation.read_partial of a file cut after `kept` bytes, with `garbage` (no row of its own) after it: the rows
+    """policy.read_partial of a file cut after `kept` bytes, with `garbage` (no row of its own) after it: the rows
     before the first damaged one come back; and what is appended then is read the next time."""
     lines = [
         json.dumps({"index": i, "samples": [[s.text, s.token_ids, s.finish_reason] for s in samples]}).encode() + b"\n"
@@ -155,14 +155,14 @@ def partial_file(path: Path, rows: list[tuple[int, list[Sample]]], kept: int, ga
             if _or_none(found_line) != json.loads(line):
                 break
             whole += 1
-    found = generation.read_partial(path, HEADER)
+    found = policy.read_partial(path, HEADER)
     assert found == dict(rows[:whole]), (found, whole)
-    with open(path, "ab") as file:  # as generate() goes on
+    with open(path, "ab") as file:  # as generate() resumes
         if file.tell() == 0:
             file.write(HEADER)
         for line in lines[whole:]:
             file.write(line)
-    assert generation.read_partial(path, HEADER) == dict(rows)
+    assert policy.read_partial(path, HEADER) == dict(rows)
 
 
 def _or_none(line: bytes) -> Any:
@@ -173,30 +173,31 @@ def _or_none(line: bytes) -> Any:
 
 
 def partial_bytes(path: Path, content: bytes) -> None:
-    """generation.read_partial of any bytes: samples or nothing, and what stays in the file reads the same again."""
+    """policy.read_partial of any bytes: samples or nothing, and what stays in the file reads the same again."""
     path.write_bytes(content)
-    found = generation.read_partial(path, HEADER)
+    found = policy.read_partial(path, HEADER)
     for index, samples in found.items():
         assert type(index) is int and all(isinstance(sample, Sample) for sample in samples), found
     kept = path.read_bytes()
     assert content.startswith(kept) and kept[-1:] in (b"", b"\n")
-    assert generation.read_partial(path, HEADER) == found and path.read_bytes() == kept
+    assert policy.read_partial(path, HEADER) == found and path.read_bytes() == kept
 
 
 def parameter_sources(stage: str, argv: list[str], environment: str, file: Path | None, content: bytes = b"") -> Any:
-    """parameters.parse of any three sources: an object that reads back equal from what it hands on, or one UserError of
+    """sources.parse of any three sources: an object that reads back equal from what it hands on, or one UserError of
     short messages."""
+    kind = stages.STAGES[stage]
     if file is not None:
         file.write_bytes(content)
         argv = ["--parameter_file", str(file), *argv]
     try:
-        found = parameters.parse(stage, "", argv, {parameters.ENVIRONMENT: environment})
+        found = sources.parse(kind, "", argv, {sources.ENVIRONMENT: environment})
     except UserError as error:
         assert error.problems and all(problem.strip() for problem in error.problems)
         assert len(str(error)) < 2_000 * (10 + len(argv)), f"a message of {len(str(error))} characters"
         str(error).encode("utf-8", "surrogateescape")
         return None
-    names = list(type(found).model_fields)
-    again = parameters.parse(stage, "", [], {parameters.ENVIRONMENT: parameters.as_environment(found, names)})
-    assert again == found and parameters.key_parameters(again) == parameters.key_parameters(found)
+    handed_on = sources.as_environment(found, list(stages.flat(kind)))
+    again = sources.parse(kind, "", [], {sources.ENVIRONMENT: handed_on})
+    assert again == found and stages.key_parameters(again) == stages.key_parameters(found)
     return found
