@@ -1,4 +1,4 @@
-"""What is measured about judges and models, in plain Python."""
+"""What is measured about judges and models."""
 
 import math
 import statistics
@@ -22,6 +22,8 @@ def judge_agreement(
 
     A share of nothing is None.
     """
+    from scipy import stats  # takes a second, and only 06_evaluate measures
+
     pairs = right = ties = fives = fives_best = exact = unparsed = responses = 0
     spearmans: list[float] = []
     kendalls: list[float] = []
@@ -47,8 +49,9 @@ def judge_agreement(
             if score >= perfect - 1e-9:
                 fives += 1
                 fives_best += rank == max(human)
-        spearmans.append(correlation(_ranks(scores), _ranks(human)) or 0.0)
-        kendalls.append(_kendall(scores, human))
+        constant = len(set(scores)) < 2
+        spearmans.append(0.0 if constant else float(stats.spearmanr(scores, human).statistic))
+        kendalls.append(0.0 if constant else float(stats.kendalltau(scores, human).statistic))
     counted = len(spearmans)
     return {
         "pairwise_accuracy": right / pairs if pairs else None,
@@ -66,37 +69,14 @@ def judge_agreement(
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's r; None for fewer than two points or where one side does not vary."""
+    """Pearson's r; None for fewer than two points, or if one side does not vary."""
+    from scipy import stats
+
     if len(x) != len(y):
         raise ValueError(f"{len(x)} values against {len(y)}; expected as many")
-    if len(x) < 2:
+    if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    dx, dy = [a - mean_x for a in x], [b - mean_y for b in y]
-    norm = math.sqrt(math.fsum(a * a for a in dx)) * math.sqrt(math.fsum(b * b for b in dy))
-    if norm == 0:
-        return None
-    return max(-1.0, min(1.0, math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / norm))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value, from the lowest; equal values share the mean of their ranks."""
-    return [
-        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
-    ]
-
-
-def _kendall(x: Sequence[float], y: Sequence[float]) -> float:
-    agree = ties_x = ties_y = total = 0
-    for i in range(len(x)):
-        for j in range(i):
-            sign = (x[i] - x[j]) * (y[i] - y[j])
-            agree += (sign > 0) - (sign < 0)
-            ties_x += x[i] == x[j]
-            ties_y += y[i] == y[j]
-            total += 1
-    norm = math.sqrt((total - ties_x) * (total - ties_y))
-    return agree / norm if norm else 0.0
+    return float(stats.pearsonr(x, y).statistic)
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float | None, float | None]:

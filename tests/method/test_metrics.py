@@ -1,9 +1,10 @@
 import math
 import random
+import statistics
 
 import pytest
 
-from self_reward.method.metrics import _kendall, _ranks, correlation, judge_agreement, length_stats, mean_and_se
+from self_reward.method.metrics import correlation, judge_agreement, length_stats, mean_and_se
 
 
 def test_a_judge_that_agrees():
@@ -43,21 +44,33 @@ def test_b14_unreadable_is_counted_and_left_out():
         judge_agreement([([1.0], [0, 1])])
 
 
-def test_correlations_equal_scipys():
-    from scipy import stats
+def mean_ranks(values):
+    """Rank of each value, from the lowest; equal values share the mean of their ranks."""
+    return [sum(other < value for other in values) + values.count(value) / 2 for value in values]
 
+
+def tau_b(x, y):
+    signs = [(x[i] - x[j], y[i] - y[j]) for i in range(len(x)) for j in range(i)]
+    agree = sum((a * b > 0) - (a * b < 0) for a, b in signs)
+    return agree / math.sqrt(sum(a != 0 for a, _ in signs) * sum(b != 0 for _, b in signs))
+
+
+def test_correlations_equal_their_formulas():
     rng = random.Random(0)
     for _ in range(50):
         n = rng.randint(3, 8)
         x, y = [rng.randint(0, 3) for _ in range(n)], [rng.randint(0, 5) for _ in range(n)]
         if len(set(x)) > 1 and len(set(y)) > 1:
-            assert correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
-            assert correlation(_ranks(x), _ranks(y)) == pytest.approx(stats.spearmanr(x, y).statistic)
-            assert _kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+            assert correlation(x, y) == pytest.approx(statistics.correlation(x, y), abs=1e-12)
+            found = judge_agreement([(x, [-rank for rank in y])])
+            expected = statistics.correlation(mean_ranks(x), mean_ranks(y))
+            assert found["spearman"] == pytest.approx(expected, abs=1e-12)
+            assert found["kendall"] == pytest.approx(tau_b(x, y), abs=1e-12)
 
 
 def test_correlation_of_nothing_is_none():
     assert correlation([], []) is None and correlation([1], [2]) is None and correlation([1, 1], [1, 2]) is None
+    assert correlation([0.1] * 3, [1, 2, 3]) is None  # although the mean of three times 0.1 is not 0.1
     with pytest.raises(ValueError):
         correlation([1], [1, 2])
 
