@@ -91,6 +91,7 @@ check: setup  ## Check format, lint, types, shell scripts, Dockerfiles, generate
 	$(VENV)/bin/shellcheck self-reward.sh demo/*.sh images/*/*.sh .ci/run
 	$(VENV)/bin/hadolint images/*/Dockerfile
 	$(PYTHON) -m self_reward.parameters | diff docs/parameters.md - || { echo 'docs/parameters.md is stale: make docs'; exit 1; }
+	$(PYTHON) -m self_reward.repository | diff docs/files.md - || { echo 'docs/files.md is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) | diff $(FLOW) - || { echo '$(FLOW) is stale: make docs'; exit 1; }
 	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) | diff $(SCHEMA) - || { echo '$(SCHEMA) is stale: make docs'; exit 1; }
 	$(MAKE) --no-print-directory scan
@@ -165,8 +166,9 @@ load-images:  ## Copy the images onto a cluster's nodes (KIND_CLUSTER=name, or L
 ##@ Maintain
 
 .PHONY: docs
-docs: setup  ## Write what is generated from the parameters: docs/parameters.md, parts of argo/ and helm/
+docs: setup  ## Write what is generated: docs/parameters.md, docs/files.md, parts of argo/ and helm/
 	$(PYTHON) -m self_reward.parameters > docs/parameters.md
+	$(PYTHON) -m self_reward.repository > docs/files.md
 	$(PYTHON) -m self_reward.parameters --argo $(FLOW) > $(VENV)/made && cp $(VENV)/made $(FLOW)
 	$(PYTHON) -m self_reward.parameters --schema $(SCHEMA) > $(VENV)/made && cp $(VENV)/made $(SCHEMA)
 

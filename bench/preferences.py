@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bench import prompts, table
 from self_reward.method.prompts import prompt_id
 from self_reward.repository import jsonl
+from self_reward.rows import Score
 from self_reward.store import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def rows(count: int, seed: int) -> Iterator[jsonl.Row]:
+def rows(count: int, seed: int) -> Iterator[Score]:
     """What 03 writes, with texts cut out of one long text of the benchmark's words."""
     rng = random.Random(seed)
     text = " ".join(prompts.make(20_000, seed))
@@ -70,17 +71,17 @@ def rows(count: int, seed: int) -> Iterator[jsonl.Row]:
         for i in range(RESPONSES):
             at = rng.randrange(len(text) - CHARACTERS)
             votes = [float(rng.randint(0, 5)) for _ in range(VOTES)]
-            yield {
-                "prompt_id": identity,
-                "response_id": f"{identity}-{i}",
-                "prompt": prompt,
-                "completion": text[at : at + CHARACTERS],
-                "finish_reason": "stop",
-                "tokens": 100,
-                "score": sum(votes) / VOTES,
-                "votes": votes,
-                "reasoning": [f"{text[at + vote : at + vote + 80]}\nScore: {vote:g}" for vote in map(int, votes)],
-            }
+            yield Score(
+                prompt_id=identity,
+                response_id=f"{identity}-{i}",
+                prompt=prompt,
+                completion=text[at : at + CHARACTERS],
+                finish_reason="stop",
+                tokens=100,
+                score=sum(votes) / VOTES,
+                votes=list(votes),
+                reasoning=[f"{text[at + vote : at + vote + 80]}\nScore: {vote:g}" for vote in map(int, votes)],
+            )
 
 
 def measure(command: list[str]) -> tuple[float, float, int, str]:

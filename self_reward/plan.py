@@ -172,13 +172,14 @@ def check_data_repo(p: Plan) -> Snapshot:
 def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
     """The user's own files where a stage will write: it would refuse them only after all the work before it."""
     written = recorded_sha256(snapshot.contents)
+    sft_is_measured = artifacts.has_sft(0, p.sft, snapshot.files)  # in iteration 0
     paths = {
-        artifact.path.format(k=k): artifact.written_by
+        path: stage_name
         for k in range(p.start_iteration, p.start_iteration + p.iterations)
-        for name, artifact in artifacts.ARTIFACTS.items()
-        if artifact.written_by not in ("user", "00_sft")  # the user's own checkpoint may take the place of 00_sft's
-        and (name != "eval_of_sft" or (k == 0 and artifacts.has_sft(0, p.sft, snapshot.files)))
-        and (name != "merged" or p.export_merged)
+        for path, stage_name in artifacts.written_paths(k).items()
+        if stage_name != "00_sft"  # the user's own checkpoint may take the place of 00_sft's
+        and (path != artifacts.EVAL_OF_SFT.format(k=k) or (k == 0 and sft_is_measured))
+        and (stage_name != "07_export" or p.export_merged)
     }
     return [
         f"{name} exists and was not written by a stage; {stage_name} will write it. Move it out of data_repo"

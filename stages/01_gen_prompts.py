@@ -9,26 +9,27 @@ import sys
 
 from self_reward.errors import all_of
 from self_reward.parameters.stages import GenPrompts
+from self_reward.rows import Prompt
 from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: GenPrompts, run: Run) -> None:
     from self_reward.method import new_prompts, prompts
-    from self_reward.repository import artifacts, jsonl
+    from self_reward.repository import jsonl
     from self_reward.run import models, user_data
 
     # 1. what new prompts are modelled on, and what they must not repeat
-    (seeds, known, held_out), template = all_of(
+    (seeds, known, of_evaluation), template = all_of(
         lambda: user_data.seed_prompts(run, p.eval_fraction), lambda: user_data.prompt_template(run, p.prompt_template)
     )
     earlier = [
-        row["prompt"]
+        row.prompt
         for i in range(p.iteration)
         if run.has(f"prompts:M{i}")
-        for row in run.rows(f"prompts:M{i}", artifacts.PROMPT_COLUMNS, p.max_bad_rows)
+        for row in run.rows(f"prompts:M{i}", Prompt, p.max_bad_rows)
     ]
-    existing = [*known, *earlier, *sorted(held_out)]
+    existing = [*known, *earlier, *sorted(of_evaluation)]
     run.log.info("new prompts are compared with %d existing ones", len(existing))  # a million take a minute
     accept = prompts.PromptFilter(existing, p.prompt_rules)
 
@@ -42,7 +43,7 @@ def work(p: GenPrompts, run: Run) -> None:
     written = new_prompts.write(ask, seeds, accept, template, p.writing, run.job.seed)
 
     # 3. write one row per prompt
-    rows = [{"prompt_id": prompts.prompt_id(text), "prompt": text, "source": "generated"} for text in written.prompts]
+    rows = [Prompt(prompts.prompt_id(text), text, source="generated") for text in written.prompts]
     run.counts["prompts"] = jsonl.write(run.output("prompts"), rows)
     run.counts["requests"] = written.requests
     run.counts["candidates"] = written.candidates

@@ -9,6 +9,7 @@ import sys
 
 from self_reward.errors import all_of
 from self_reward.parameters.stages import GenScores
+from self_reward.rows import Response, Score
 from self_reward.run import shards, stage
 from self_reward.run.context import Run
 from self_reward.types import Json
@@ -16,48 +17,40 @@ from self_reward.types import Json
 
 def work(p: GenScores, run: Run) -> None:
     from self_reward.method import scoring
-    from self_reward.repository import artifacts
     from self_reward.run import models, user_data
 
     # 1. read everything before a model is loaded: a bad file costs seconds
     rubric, responses = all_of(
         lambda: user_data.rubric(run, p.rubric),
-        lambda: list(run.rows("responses", artifacts.RESPONSE_COLUMNS, p.max_bad_rows)),
+        lambda: list(run.rows("responses", Response, p.max_bad_rows)),
     )
 
     # 2. ask the policy; its judgements survive a kill, and a shard judges only part of the responses
     policy = models.policy(run, p)
-    answers = [(row["prompt"], row["completion"]) for row in responses]
+    answers = [(row.prompt, row.completion) for row in responses]
     judgements = scoring.score(policy, answers, rubric, p.scale, p.judging, votes=p.judge_votes)
 
     # 3. write one row per response
     rows = [
-        {
-            **row,
-            "score": judged.score,
-            "votes": judged.votes,
-            "reasoning": judged.reasoning,
-            **({shards.POSITION: position} if p.shard else {}),
-        }
+        Score.of(row, judged.score, judged.votes, judged.reasoning, position if p.shard else None)
         for position, (row, judged) in enumerate(zip(responses, judgements, strict=True))
         if judged.votes
     ]
     record(run, rows)
 
 
-def join(p: GenScores, run: Run, parts: list[list[shards.Row]]) -> None:
-    from self_reward.repository import artifacts
-
-    ids = [row["prompt_id"] for row in run.rows("responses", artifacts.RESPONSE_COLUMNS, p.max_bad_rows)]
+def join(p: GenScores, run: Run, parts: list[list[Score]]) -> None:
+    ids = [row.prompt_id for row in run.rows("responses", Response, p.max_bad_rows)]
     record(run, shards.join(parts, ids, 1))
 
 
-def record(run: Run, rows: list[shards.Row]) -> None:
+def record(run: Run, rows: list[Score]) -> None:
+    from self_reward.method import scoring
     from self_reward.repository import jsonl
 
     jsonl.write(run.output("scores"), rows)
-    run.counts |= shards.score_counts(rows)
-    run.details["unreadable_samples"] = shards.unreadable_samples(rows)
+    run.counts |= scoring.counts(rows)
+    run.details["unreadable_samples"] = scoring.unreadable_samples(rows)
 
 
 def stop_rule(p: GenScores, counts: Json, details: Json) -> str | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from self_reward.parameters.stages import GenPreferences
+from self_reward.rows import Score
 from self_reward.run import stage
 from self_reward.run.context import Run
 from self_reward.types import Json
@@ -17,19 +18,22 @@ from self_reward.types import Json
 
 def work(p: GenPreferences, run: Run) -> None:
     from self_reward.method import preferences
-    from self_reward.repository import artifacts, jsonl
+    from self_reward.repository import jsonl
 
+    # 1. a stream from file to file: a million prompts with their responses do not fit into memory
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
 
-    def rows() -> Iterator[jsonl.Row]:
-        for row in run.rows("scores", artifacts.SCORE_COLUMNS, p.max_bad_rows, artifacts.score_row_problem):
-            if row["score"] is not None:
-                scores[round(row["score"], 1)] += 1
+    def rows() -> Iterator[Score]:
+        for row in run.rows("scores", Score, p.max_bad_rows):
+            if row.score is not None:
+                scores[round(row.score, 1)] += 1
             yield row
 
-    pairs = preferences.build(rows(), counts, **p.pair_rules.model_dump(), seed=p.seed, path=run.input("scores"))
+    pairs = preferences.build(rows(), p.pair_rules, p.seed, counts, run.input("scores"))
     jsonl.write(run.output("preferences"), pairs)
+
+    # 2. how many there are, and why other prompts have none
     without = {reason: n for reason, n in counts.items() if reason not in preferences.TOTALS}
     run.counts |= {total: counts[total] for total in preferences.TOTALS} | without
     run.details["without_a_pair"] = without

@@ -9,18 +9,18 @@ import sys
 from dataclasses import replace
 
 from self_reward.parameters.stages import Dpo
+from self_reward.rows import Preference
 from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: Dpo, run: Run) -> None:
     from self_reward.models import chat
-    from self_reward.repository import artifacts
     from self_reward.run import models, user_data
 
     # 1. the pairs, as text
-    rows = run.rows("preferences", artifacts.PREFERENCE_COLUMNS, p.max_bad_rows)
-    pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    rows = run.rows("preferences", Preference, p.max_bad_rows)
+    pairs = [(row.prompt, row.chosen, row.rejected) for row in rows]
     run.counts["pairs"] = len(pairs)
     if p.eft_replay > 0:  # so that the model does not forget how to judge
         examples, _ = user_data.training_examples(run, p.rubric, p.eval_fraction)

@@ -23,13 +23,8 @@ def work(p: Evaluate, run: Run) -> None:
     # 1. what is held out
     rubric = user_data.rubric(run, p.rubric)
     verifier = evaluation.load_verifier(p.verifier) if p.verifier else None
-    prompts, groups = held_out.read(
-        run.optional("eval_prompts"),
-        run.optional("eval_eft"),
-        run.optional("train"),
-        fraction=p.eval_fraction,
-        rubric=rubric,
-        score_max=p.scale.max,
+    prompts, groups = held_out.evaluation_data(
+        run.optional("eval_prompts"), run.optional("eval_eft"), run.optional("train"), p.eval_fraction, rubric, p.scale
     )
     prompts, groups = prompts[: p.eval_prompts], groups[: p.eval_judge_groups]
     run.counts["prompts"] = len(prompts)

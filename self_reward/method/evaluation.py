@@ -11,9 +11,9 @@ from self_reward.method import metrics
 from self_reward.method.asking import Policy
 from self_reward.method.scoring import Judgement
 from self_reward.parameters.settings import Sampling
+from self_reward.rows import Ranked
 
 Verifier = Callable[[str, str], "float | dict[str, float]"]
-Ranked = Sequence[tuple[str, list[tuple[str, float]]]]
 
 
 def load_verifier(name: str) -> Verifier:
@@ -33,7 +33,7 @@ def load_verifier(name: str) -> Verifier:
 def measure(
     policy: Policy,
     prompts: Sequence[str],
-    groups: Ranked,
+    groups: Sequence[Ranked],
     *,
     answering: Sampling,
     judge: Callable[[Sequence[tuple[str, str]]], list[Judgement]],
@@ -46,7 +46,7 @@ def measure(
     """
     samples = policy.ask(prompts, answering, part="answers")
     answers = [(prompt, sample.text) for prompt, (sample,) in zip(prompts, samples, strict=True)]
-    ranked = [(prompt, text) for prompt, responses in groups for text, _ in responses]
+    ranked = [(group.prompt, response.text) for group in groups for response in group.responses]
     judgements = judge(answers + ranked)
     own, held_out = judgements[: len(answers)], judgements[len(answers) :]
     columns = verified(verifier, answers) if verifier else {}
@@ -117,10 +117,13 @@ def parse_rate(judgements: Sequence[Judgement]) -> float | None:
     return sum(vote is not None for vote in votes) / len(votes) if votes else None
 
 
-def judge_against_ranks(judgements: Sequence[Judgement], groups: Ranked, perfect: float) -> dict[str, Any]:
+def judge_against_ranks(judgements: Sequence[Judgement], groups: Sequence[Ranked], perfect: float) -> dict[str, Any]:
     """Agreement of the judge with ranked responses; `judgements` follow the responses of `groups` in order."""
-    flat = iter(judgements)
+    scores = (judged.score for judged in judgements)
     return metrics.judge_agreement(
-        [([next(flat).score for _ in answers], [rank for _, rank in answers]) for _, answers in groups],
+        [
+            ([next(scores) for _ in group.responses], [response.rank for response in group.responses])
+            for group in groups
+        ],
         perfect,
     )

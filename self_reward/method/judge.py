@@ -3,6 +3,7 @@
 import math
 import re
 from functools import lru_cache
+from statistics import fmean
 from typing import NamedTuple
 
 from self_reward.errors import UserError
@@ -76,11 +77,6 @@ def split_judge_prompt(rubric: str, text: str) -> tuple[str, str] | None:
         return None
     one, two = text[before.end() : middle.start()].strip(), text[middle.end() : after.start()].strip()
     return (one, two) if parts.first == "prompt" else (two, one)
-
-
-def matches_rubric(rubric: str, text: str) -> bool:
-    """Whether an EFT prompt has the form of judge_prompt(rubric, ...), up to white space."""
-    return split_judge_prompt(rubric, text) is not None
 
 
 # ---- the score in the judge's answer
@@ -235,11 +231,7 @@ def expected_score(logprobs: list[float], values: list[float]) -> float:
     return math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
 
 
-def average(votes: list[float | None]) -> tuple[float | None, float | None]:
-    """Mean and (population) variance of the readable votes (bug B12); None is no vote (bug B14). (None, None) without
-    any."""
+def average(votes: list[float | None]) -> float | None:
+    """Mean of the readable votes (bug B12); None is not a vote (bug B14). Without any: None."""
     readable = [vote for vote in votes if vote is not None]
-    if not readable:
-        return None, None
-    mean = math.fsum(readable) / len(readable)
-    return mean, math.fsum((vote - mean) ** 2 for vote in readable) / len(readable)
+    return fmean(readable) if readable else None

@@ -15,7 +15,7 @@ def prompt_id(prompt: str) -> str:
     return _digest(prompt).hex()[:16]
 
 
-def held_out(prompt: str, fraction: float) -> bool:
+def is_held_out(prompt: str, fraction: float) -> bool:
     """Whether `prompt` belongs to the held-out `fraction` (0..1) of all prompts; depends on its text alone."""
     return int.from_bytes(_digest(prompt)[8:16], "big") < fraction * 2**64
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from self_reward.method import judge
 from self_reward.method.asking import Policy
 from self_reward.parameters.settings import Judging, Scale
+from self_reward.rows import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,27 @@ def score(
     else:
         read = [[judge.parse_score(text, scale.min, scale.max) for text in row] for row in texts]
     judgements = {
-        answer: Judgement(judge.average(row)[0], row, reasoning)
+        answer: Judgement(judge.average(row), row, reasoning)
         for answer, row, reasoning in zip(distinct, read, texts, strict=True)
     }
     return [judgements[answer] for answer in answers]
+
+
+def counts(rows: Sequence[Score]) -> dict[str, int]:
+    """What 03_gen_scores reports of the rows that it writes."""
+    votes = [vote for row in rows for vote in row.votes or ()]
+    return {
+        "responses": len(rows),
+        "votes": len(votes),
+        "unreadable_votes": votes.count(None),
+        "unscored_responses": sum(row.score is None for row in rows),
+    }
+
+
+def unreadable_samples(rows: Sequence[Score]) -> list[str]:
+    """The first three judgements in which no score could be read."""
+    pairs = [pair for row in rows for pair in zip(row.votes or (), row.reasoning or (), strict=True)]
+    return list(dict.fromkeys(text for vote, text in pairs if vote is None))[:3]
 
 
 def _expected(

@@ -1,94 +1,89 @@
-"""The user's data: training examples and held-out sets, under our column names or the reproduction's."""
+"""The training data in M{k}/train: what is in it, and what of it SFT sees."""
 
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 from self_reward.errors import UserError
+from self_reward.method import judge
 from self_reward.repository import jsonl
-
-Ranked = list[tuple[str, list[tuple[str, float]]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row of M{k}/train: `source` is ift (an instruction and its answer) or eft (a judgement); `line` is where it
-    stands in its file."""
-
-    prompt: str
-    response: str
-    source: str
-    line: int = field(default=0, compare=False)
+from self_reward.rows import Example
 
 
-def read(path: Path) -> list[Example]:
-    """Read a train file; the answer is in `response`, or in `completion` as the reproduction had it (B5).
+def read(path: Path) -> list[tuple[int, Example]]:
+    """The examples of a train file, each with the number of its line.
 
     Raises UserError with every bad row (file and line), or when there is no row.
     """
-    examples = [
-        Example(row["prompt"], _answer(row), str(row.get("source") or "ift").lower(), number)
-        for number, row in jsonl.read_numbered(path, {"prompt": str}, _example_problem)
-    ]
+    examples = list(jsonl.read_numbered(path, Example))
     if not examples:
-        raise UserError(f"{path} has no rows; expected one JSON object a line: prompt, response, source (ift or eft)")
+        raise UserError(f"{path} has no rows; expected one JSON object per line: prompt, response, source (ift or eft)")
     return examples
 
 
-def _answer(row: jsonl.Row) -> Any:
-    return row.get("response") or row.get("completion")
+def select(
+    examples: list[tuple[int, Example]], rubric: str, kept_out: Container[str], path: Path | str = "the training data"
+) -> tuple[list[Example], dict[str, int]]:
+    """The examples to train on, and how many were kept by source and held out.
+
+    A prompt of `kept_out` is left out also if it is part of a judgement. Raises UserError, with the line of the file
+    `path`, when judging examples do not have the form of the rubric: the judge would be taught one question and asked
+    another.
+    """
+    counts: Counter[str] = Counter()
+    selected, wrong = [], []
+    for line, example in examples:
+        judged = example.prompt
+        if example.source == "eft":
+            parts = judge.split_judge_prompt(rubric, example.prompt)
+            if parts is None:
+                wrong.append((line, example))
+                continue
+            judged = parts[0]
+        if judged in kept_out:
+            counts["held_out"] += 1
+            continue
+        counts[example.source] += 1
+        selected.append(example)
+    if wrong:
+        line, example = wrong[0]
+        raise UserError(
+            f"{path}:{line}: source is eft, but the prompt does not have the form of the rubric "
+            f"({len(wrong)} of {len(examples)} rows do not), so the judge would be asked something else than it was "
+            f"taught. {difference(rubric, example.prompt)}. Put the rubric of these prompts into the data repository, "
+            "with {prompt} and {response} in their places, and give its path as rubric (--rubric)"
+        )
+    if not selected:
+        raise UserError(
+            f"{path}: all {len(examples)} training examples are held out; give M0/eval, or a lower eval_fraction"
+        )
+    return selected, dict(counts)
 
 
-def _example_problem(row: jsonl.Row) -> str | None:
-    response = _answer(row)
-    if not isinstance(response, str):
-        if row.get("response") == "" or row.get("completion") == "":
-            return "the response is empty"
-        if response is not None:
-            return f"the response is {type(response).__name__}, expected str"
-        return f"no text in column response (or completion); found {jsonl.shown_columns(row)}"
-    if type(row.get("source") or "") is not str:
-        return f"source is {type(row['source']).__name__}, expected ift or eft"
-    if not response.strip():
-        return "the response is empty"
-    return _prompt_problem(row)
+def difference(rubric: str, prompt: str) -> str:
+    """Where `prompt`, which does not have the form of `rubric`, first departs from its words."""
+    before, _, middle, _, after = re.split(r"\{(prompt|response)\}", rubric)
+    text = " ".join(prompt.split())
+    at = 0
+    for words, where in (
+        (before.split(), "at its start"),
+        (middle.split(), "between {prompt} and {response}"),
+        (after.split(), "after {prompt} and {response}"),
+    ):
+        for i in range(len(words)):
+            same = " ".join(words[:i])
+            place = text.find(" ".join(words[: i + 1]), at)
+            if place == 0 or (place > 0 and where != "at its start"):
+                continue
+            start = text.find(same, at) + len(same) if same else at
+            return (
+                f"First difference: {where} the rubric has {_few(' '.join(words[i:]))}"
+                f"{f' after {same[-40:]!r}' if same else ''}, the prompt has {_few(text[start:])}"
+            )
+        at = text.find(" ".join(words), at) + len(" ".join(words))
+    return f"First difference: the prompt continues after the rubric's end with {_few(text[at:])}"
 
 
-def _prompt_problem(row: jsonl.Row) -> str | None:
-    return None if row["prompt"].strip() else "the prompt is empty"
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of M0/eval/prompts.jsonl. Raises UserError with every bad row, or when there is no row."""
-    prompts = [row["prompt"] for row in jsonl.read(path, {"prompt": str}, _prompt_problem)]
-    if not prompts:
-        raise UserError(f"{path} has no rows; put held-out prompts there, one JSON object a line, or remove the file")
-    return prompts
-
-
-def read_ranked(path: Path) -> Ranked:
-    """M0/eval/eft.jsonl: prompts, each with (response, rank) of its answers; rank 0 is the best. Raises UserError with
-    every bad row, or when there is no row."""
-    groups = [
-        (row["prompt"], [(answer["text"], float(answer["rank"])) for answer in row["responses"]])
-        for row in jsonl.read(path, {"prompt": str, "responses": list}, _ranked_problem)
-    ]
-    if not groups:
-        raise UserError(f"{path} has no rows; put ranked responses there, one JSON object a line, or remove the file")
-    return groups
-
-
-def _ranked_problem(row: jsonl.Row) -> str | None:
-    if len(row["responses"]) < 2:
-        return f"{len(row['responses'])} responses; expected two or more of {{text, rank}}"
-    for number, answer in enumerate(row["responses"], 1):
-        if not _is_ranked(answer):
-            return f"response {number} is no {{text, rank}} of a text and a number"
-    return _prompt_problem(row)
-
-
-def _is_ranked(answer: Any) -> bool:
-    if not isinstance(answer, dict) or type(answer.get("text")) is not str:
-        return False
-    rank: Any = answer.get("rank")
-    return type(rank) in (int, float) and -1e9 < rank < 1e9  # JSON also has integers that no float can hold
+def _few(text: str) -> str:
+    return repr(text.strip()[:80]) if text.strip() else "nothing"

@@ -1,34 +1,33 @@
 """Files of one JSON object per line: read with every problem named by file and line, written whole or not at all.
 
-msgspec reads and writes a million rows of 700 bytes in a few seconds. What it cannot read is read again, slowly, to
-find out what is wrong.
+msgspec reads a line straight into its row class, a million rows of 700 bytes in a few seconds. A line that it cannot
+read in this way is read again slowly, to say what is wrong with it.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar, overload
 
 import msgspec
 
 from self_reward import files
 from self_reward.errors import UserError
+from self_reward.rows import Row
 
 MOST_PROBLEMS = 20  # enough to see the pattern; a file of a million bad rows must not print a million lines
 MOST_PLACES = 3
 LONGEST_ROW = 10_000_000  # bytes, without the end of the line
-REASONS = ("too_long", "not_utf8", "not_json", "not_an_object", "missing_column", "wrong_type", "wrong_value")
-"""What can be wrong with a row, for counting."""
 
-Row = dict[str, Any]
-Check = Callable[[Row], str | None]
+R = TypeVar("R", bound=Row | dict[str, Any])
 
 _BOM = b"\xef\xbb\xbf"
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-_NO_NUMBER = re.compile(rb"[:,\[\s]-?(NaN|Infinity)")
+_NOT_A_NUMBER = re.compile(rb"[:,\[\s]-?(NaN|Infinity)")
+_WORDS_OF_MSGSPEC = re.compile(r"(?:Expected `([^`]+)`, got `([^`]+)`|(.+?))(?: - at `\$(.+)`)?")
 
 
 @dataclass
@@ -44,27 +43,36 @@ class Bad:
         return f"{self.reasons.total()} of {self.rows} rows are bad ({reasons}). The first: {'; '.join(self.places)}"
 
 
-def read(path: Path, required: dict[str, Any] | None = None, check: Check | None = None) -> Iterator[Row]:
-    """Yield the rows of `path`. `required` maps a column to the type (or tuple of types) its values must have; an int
-    is a float too. `check(row)` says what else is wrong with a row, or None.
+@dataclass
+class Problem(Exception):
+    """What is wrong with a line: the kind of problem, for counting, and a text."""
+
+    reason: str
+    text: str
+
+
+@overload
+def read(path: Path) -> Iterator[dict[str, Any]]: ...
+@overload
+def read(path: Path, kind: type[R]) -> Iterator[R]: ...
+def read(path: Path, kind: Any = dict) -> Iterator[Any]:
+    """Yield the rows of `path`, each as a `kind`: a class of rows.py, or a dict of whatever columns it has.
 
     All problems of the file are collected and raised together, as a UserError, once its end is reached.
     """
-    return (row for _, row in read_numbered(path, required, check))
+    return (row for _, row in read_numbered(path, kind))
 
 
-def read_numbered(
-    path: Path, required: dict[str, Any] | None = None, check: Check | None = None
-) -> Iterator[tuple[int, Row]]:
+def read_numbered(path: Path, kind: type[R]) -> Iterator[tuple[int, R]]:
     """As `read`, each row with the number of its line."""
     problems: list[str] = []
     left_out = 0
-    for number, row, _, problem in _rows(path, required or {}, check):
-        if not problem:
+    for number, row in _rows(path, kind):
+        if not isinstance(row, Problem):
             if not problems:
                 yield number, row
         elif len(problems) < MOST_PROBLEMS:
-            problems.append(f"{path}:{number}: {problem}")
+            problems.append(f"{path}:{number}: {row.text}")
         else:
             left_out += 1
     if left_out:
@@ -73,22 +81,20 @@ def read_numbered(
         raise UserError(problems)
 
 
-def read_generated(
-    path: Path, required: dict[str, Any], bad: Bad, *, max_bad_rows: float, check: Check | None = None
-) -> Iterator[Row]:
+def read_generated(path: Path, kind: type[R], bad: Bad, *, max_bad_rows: float) -> Iterator[R]:
     """Yield the good rows of a big file that a stage wrote; the bad ones are counted in `bad`.
 
     When the file's end is reached and it has no rows, or more than `max_bad_rows` (a share, below 1) of them are bad,
     a UserError says so. The share is not known earlier: commit nothing before the last row has been asked for.
     """
-    for number, row, reason, problem in _rows(path, required, check):
+    for number, row in _rows(path, kind):
         bad.rows += 1
-        if not problem:
+        if not isinstance(row, Problem):
             yield row
             continue
-        bad.reasons[reason] += 1
+        bad.reasons[row.reason] += 1
         if len(bad.places) < MOST_PLACES:
-            bad.places.append(f"{path}:{number}: {problem}")
+            bad.places.append(f"{path}:{number}: {row.text}")
     if not bad.rows:
         raise UserError(f"{path} has no rows; run the stage that writes it again, with --force")
     if bad.reasons.total() / bad.rows > max_bad_rows:
@@ -98,37 +104,30 @@ def read_generated(
         )
 
 
-def _rows(path: Path, required: dict[str, Any], check: Check | None) -> Iterator[tuple[int, Row, str, str]]:
-    """(line number, row, "", "") or (line number, {}, reason, problem) for each line that is not blank."""
-    decode = msgspec.json.Decoder().decode
-    columns = [(name, _types(kind)) for name, kind in required.items()]
+def _rows(path: Path, kind: type[R]) -> Iterator[tuple[int, R | Problem]]:
+    """(line number, row or what is wrong with it) for each line that is not blank."""
+    decode: Callable[[bytes], R] = msgspec.json.Decoder(kind).decode
+    problem_of: Callable[[R], str | None] = getattr(kind, "problem", lambda row: None)
     with open(path, "rb") as file:
         for number, line in enumerate(iter(partial(file.readline, LONGEST_ROW + 2), b""), 1):
             try:
                 row = decode(line)
-                for name, kinds in columns:
-                    if type(row[name]) not in kinds:
-                        break
-                else:
-                    if type(row) is dict and len(line) <= LONGEST_ROW:
-                        if check is not None and (problem := check(row)):
-                            yield number, {}, "wrong_value", problem
-                        else:
-                            yield number, row, "", ""
-                        continue
-            except (ValueError, KeyError, TypeError, RecursionError):
+                line.decode()  # msgspec skips columns that the class does not name, without a look at their bytes
+                if len(line) <= LONGEST_ROW and not problem_of(row):
+                    yield number, row
+                    continue
+            except (ValueError, RecursionError):
                 pass
             if not line.strip() and len(line) <= LONGEST_ROW:
                 continue
-            row, reason, problem = _slowly(line, file, required)
-            if not problem and check is not None and (problem := check(row) or ""):
-                row, reason = {}, "wrong_value"
-            yield number, row, reason, problem
+            try:
+                yield number, _shaped(_columns(line, file), kind)
+            except Problem as problem:
+                yield number, problem
 
 
-def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str, str]:
-    """The row of a line that msgspec did not read, and what is wrong with it: nothing where it only begins with a byte
-    order mark."""
+def _columns(line: bytes, file: IO[bytes]) -> dict[str, Any]:
+    """The JSON object of a line that was not read at once. Raises Problem."""
     ended = line.endswith(b"\n")
     length = len(line.rstrip(b"\r\n"))
     while len(line) == LONGEST_ROW + 2 and not ended:  # the rest of it, which must not fill the memory
@@ -136,37 +135,30 @@ def _slowly(line: bytes, file: Any, required: dict[str, Any]) -> tuple[Row, str,
         ended = not rest or rest.endswith(b"\n")
         length += len(rest.rstrip(b"\r\n"))
     if length > LONGEST_ROW:
-        return {}, "too_long", f"a row of {length} bytes; the longest allowed is {LONGEST_ROW}"
+        raise Problem("too_long", f"a row of {length} bytes; the longest allowed is {LONGEST_ROW}")
     line = line.removeprefix(_BOM)
     try:
-        line.decode("utf-8")
+        line.decode()
     except UnicodeDecodeError as error:
-        return {}, "not_utf8", f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8"
+        raise Problem("not_utf8", f"not UTF-8 at byte {error.start} of the line; save the file as UTF-8") from None
     try:
-        row = msgspec.json.decode(line)
+        columns = msgspec.json.decode(line)
     except ValueError as error:
         if _HALF_A_PAIR.search(line) and _is_json_without_it(line):
-            problem = "half of a surrogate pair (\\ud800 to \\udfff alone) stands for no character; remove it"
-        elif found := _NO_NUMBER.search(line):
-            problem = f"not JSON: {found[1].decode()} is not a JSON number; write null, or remove the row"
+            text = "half of a surrogate pair (\\ud800 to \\udfff alone) stands for no character; remove it"
+        elif found := _NOT_A_NUMBER.search(line):
+            text = f"not JSON: {found[1].decode()} is not a JSON number; write null, or remove the row"
         elif line.lstrip().startswith((b"[", b"{")) and line.rstrip().endswith((b"[", b"{", b",")):
-            problem = "not JSON: it continues on the next line; write each row as one object on one line (jq -c does)"
+            text = "not JSON: it continues on the next line; write each row as one object on one line (jq -c does)"
         else:
-            problem = f"not JSON ({error}); each line must be one JSON object"
-        return {}, "not_json", problem
+            text = f"not JSON ({error}); each line must be one JSON object"
+        raise Problem("not_json", text) from None
     except RecursionError:
-        return {}, "not_json", "JSON nested too deep"
-    if not isinstance(row, dict):
-        return {}, "not_an_object", f"a JSON {_type_name(type(row))}; each line must be one JSON object"
-    missing = [name for name in required if name not in row]
-    if missing:
-        return {}, "missing_column", f"missing column {', '.join(missing)}; found {shown_columns(row)}"
-    wrong = [
-        f"{name} is {_type_name(type(row[name]))}, expected {_type_name(kind)}"
-        for name, kind in required.items()
-        if type(row[name]) not in _types(kind)
-    ]
-    return (row, "", "") if not wrong else ({}, "wrong_type", "; ".join(wrong))
+        raise Problem("not_json", "JSON nested too deep") from None
+    if not isinstance(columns, dict):
+        found_type = "null" if columns is None else type(columns).__name__
+        raise Problem("not_an_object", f"a JSON {found_type}; each line must be one JSON object")
+    return columns
 
 
 def _is_json_without_it(line: bytes) -> bool:
@@ -178,28 +170,69 @@ def _is_json_without_it(line: bytes) -> bool:
     return True
 
 
-def shown_columns(row: Row) -> str:
-    """The names of a row's columns, for a message."""
-    return ", ".join(list(row)[:20])[:300] or "no column"
+def _shaped(columns: dict[str, Any], kind: Any) -> Any:
+    """The row of these columns. Raises Problem with all columns that are missing, or all that have another type."""
+    if kind is dict:
+        return columns
+    fields = _fields(kind)
+    known = {
+        name: columns[name]
+        for name, column in fields.items()
+        if name in columns and (column.required or columns[name] is not None)
+    }
+    other_names = kind.OTHER_NAMES
+    if missing := [
+        f"{name} (or {other_names[name]})" if name in other_names else name
+        for name, column in fields.items()
+        if name not in known and (column.required or name in other_names) and other_names.get(name) not in known
+    ]:
+        shown = ", ".join(list(columns)[:20])[:300] or "no column"
+        raise Problem("missing_column", f"missing column {', '.join(missing)}; found {shown}")
+    try:
+        row = msgspec.convert(known, kind)
+    except msgspec.ValidationError as error:
+        wrong = [_type_problem(name, value, fields[name].type) for name, value in known.items()]
+        raise Problem("wrong_type", "; ".join(filter(None, wrong)) or str(error)) from None
+    row.extra.update((name, value) for name, value in columns.items() if name not in fields)
+    if text := row.problem():
+        raise Problem("wrong_value", text)
+    return row
 
 
-def _types(kind: Any) -> frozenset[type]:
-    """The exact types of JSON values that are a `kind`: an int is a float too, and true is neither."""
-    kinds = set(kind if isinstance(kind, tuple) else (kind,))
-    return frozenset(kinds | {int}) if float in kinds else frozenset(kinds)
+@cache
+def _fields(kind: type[Row]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {column.name: column for column in msgspec.structs.fields(kind)}
 
 
-def _type_name(kind: Any) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+def _type_problem(name: str, value: Any, kind: Any) -> str | None:
+    """Where in column `name` there is something other than a `kind`, in our words."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said = _WORDS_OF_MSGSPEC.fullmatch(str(error))
+        assert said, "its last part matches any text"
+        expected, found, other, place = said.groups(default="")
+        types = f" is {found}, expected {expected}".replace("array", "list").replace("object", "dict")
+        return (
+            name
+            + place
+            + (
+                f": {other.replace('Object missing required field', 'missing')}"
+                if other
+                else types.replace(" | ", " or ")
+            )
+        )
+    return None
 
 
-def write(path: Path, rows: Iterable[Row]) -> int:
+def write(path: Path, rows: Iterable[Row | dict[str, Any]]) -> int:
     """Write `rows` to `path`, all of them or nothing; returns how many."""
     encode = msgspec.json.Encoder().encode
     count = 0
     with files.whole_file(path) as part, open(part, "wb") as file:
         for row in rows:
+            if not isinstance(row, dict) and row.extra:
+                row = {**msgspec.to_builtins(row), **row.extra}
             file.write(encode(row))
             file.write(b"\n")
             count += 1

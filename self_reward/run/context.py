@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from self_reward.models.job import Job
-from self_reward.repository import artifacts
+from self_reward.repository import artifacts, jsonl
+from self_reward.rows import Row
 from self_reward.run.checkout import Checkout
 from self_reward.store import Snapshot, Store
 from self_reward.types import Json
 
-if TYPE_CHECKING:
-    from self_reward.repository import jsonl
+R = TypeVar("R", bound=Row)
 
 log = logging.getLogger("self_reward")
 
@@ -48,20 +48,12 @@ class Run(Checkout):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def rows(
-        self,
-        name: str,
-        columns: artifacts.Columns,
-        max_bad_rows: float,
-        check: "jsonl.Check" = artifacts.row_problem,
-    ) -> "Iterator[jsonl.Row]":
+    def rows(self, name: str, kind: type[R], max_bad_rows: float) -> Iterator[R]:
         """The good rows of the generated file `name`. Bad ones are left out, counted by reason in the counts and
         details, and shown; more than `max_bad_rows` of them end the stage when the file's end is reached."""
-        from self_reward.repository import jsonl
-
         bad = jsonl.Bad()
         path, repository_path = self.input(name), self.inputs.paths[name]
-        yield from jsonl.read_generated(path, columns, bad, max_bad_rows=max_bad_rows, check=check)
+        yield from jsonl.read_generated(path, kind, bad, max_bad_rows=max_bad_rows)
         if bad.reasons:
             bad.places = [place.replace(str(path), repository_path) for place in bad.places]
             self.log.warning("%s: %s; they are left out", repository_path, bad)

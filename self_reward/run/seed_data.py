@@ -101,7 +101,7 @@ def _token_variable(data_repo: str, seed_data: str) -> str:
 
 def _seed_paths(names: Collection[str], where: str) -> list[str]:
     """Which of the files `names` are seed data: neither what a stage wrote there nor hidden files."""
-    written = {artifact.path.format(k=0) for artifact in artifacts.ARTIFACTS.values() if artifact.written_by != "user"}
+    written = artifacts.written_paths(0)
     paths = [
         path
         for path in names

@@ -1,27 +1,29 @@
 """A stage's work in n parts: where each part is kept, what belongs together, and one list of rows of all.
 
 Each part, a shard, is a commit on a branch of its own, `shards/<key>/<i>-of-<n>` with the first 16 digits of the
-stage's key, so that only parts of one and the same work are found together. A row of a shard also holds its POSITION:
+stage's key, so that only parts of one and the same work are found together. A row of a shard also holds its position:
 the number of the input's row that it was made from.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from self_reward.errors import UserError
 from self_reward.parameters.flat import key_parameters
 from self_reward.parameters.stages import Common
+from self_reward.repository import artifacts, jsonl
+from self_reward.rows import Response, Score
 from self_reward.run.context import Run
 from self_reward.store import Snapshot, Store
 from self_reward.store.remote.address import parse as parse_address
 from self_reward.types import Json
 
 PREFIX = "shards/"
-POSITION = "position"
 SHOWN = 10  # problems of one kind that are named
 
-Row = Json
+A = TypeVar("A", Response, Score)
 
 
 def folder(key: str) -> str:
@@ -34,13 +36,11 @@ def branch(key: str, number: int, count: int) -> str:
     return f"{folder(key)}{number}-of-{count}"
 
 
-def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], list[Json]]:
+def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Any]], list[Json]]:
     """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests.
 
     Raises UserError that names every shard that is missing, and every one that does not belong to the others.
     """
-    from self_reward.repository import jsonl
-
     store, count = run.store, getattr(p, "shards", 1)
     expected = [branch(key, number, count) for number in range(count)]
     branches = store.branches(PREFIX)
@@ -93,12 +93,14 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Row]], li
         )
     if problems:
         raise UserError(problems)
-    (path,) = run.inputs.outputs.values()
+    ((output, path),) = run.inputs.outputs.items()
+    kind = artifacts.ARTIFACTS[output].rows
+    assert kind, "only stages that write rows have shards"
     rows = []
     for number, (snapshot, _) in sorted(parts.items()):
         to = run.folder / "shards" / str(number)
         store.on(expected[number]).pull(snapshot, [path], to, progress=run.progress)
-        rows.append(list(jsonl.read(to / path)))
+        rows.append(list(jsonl.read(to / path, kind)))
     return rows, [manifest for _, (_, manifest) in sorted(parts.items())]
 
 
@@ -112,30 +114,30 @@ def _differences(manifest: Json, parameters: Mapping[str, object]) -> str:
     return "; ".join(found) or "the parameters are equal: its input files or base model are others"
 
 
-def join(parts: Sequence[Sequence[Row]], prompt_ids: Sequence[str], rows_each: int) -> list[Row]:
-    """The rows of all shards in the order of the input, whose row k has the prompt `prompt_ids[k]`, without POSITION.
+def join(parts: Sequence[Sequence[A]], prompt_ids: Sequence[str], rows_each: int) -> list[A]:
+    """The rows of all shards in the order of the input, whose row k has the prompt `prompt_ids[k]`; their position is
+    removed.
 
     Raises UserError that names what is missing (an input row must have `rows_each` rows), what is there twice, and what
     is not of this input, by shard and prompt_id.
     """
-    at: list[list[Row]] = [[] for _ in prompt_ids]
+    at: list[list[A]] = [[] for _ in prompt_ids]
     owners: list[list[int]] = [[] for _ in prompt_ids]
     foreign, double, missing = [], [], []
     for number, rows in enumerate(parts):
         shard = f"{number}/{len(parts)}"
         for row in rows:
-            position = row.get(POSITION)
-            if not isinstance(position, int) or not 0 <= position < len(prompt_ids):
+            position = row.position
+            if position is None or not 0 <= position < len(prompt_ids):
+                foreign.append(f"shard {shard} has prompt {row.prompt_id} at {position}, where the input has none")
+            elif row.prompt_id != prompt_ids[position]:
                 foreign.append(
-                    f"shard {shard} has prompt {row.get('prompt_id')} at {position}, where the input has none"
-                )
-            elif row.get("prompt_id") != prompt_ids[position]:
-                foreign.append(
-                    f"shard {shard} has prompt {row.get('prompt_id')} at {position}, where the input has "
+                    f"shard {shard} has prompt {row.prompt_id} at {position}, where the input has "
                     f"{prompt_ids[position]}"
                 )
             else:
-                at[position].append({name: value for name, value in row.items() if name != POSITION})
+                row.position = None
+                at[position].append(row)
                 owners[position].append(number)
     for position, (rows, numbers) in enumerate(zip(at, owners, strict=True)):
         prompt = f"prompt {prompt_ids[position]} (row {position + 1} of the input)"
@@ -146,7 +148,7 @@ def join(parts: Sequence[Sequence[Row]], prompt_ids: Sequence[str], rows_each: i
             missing.append(f"{prompt} has {len(rows)} of {rows_each} rows in shard {numbers[0]}/{len(parts)}")
         elif len(rows) < rows_each:
             missing.append(f"{prompt} is in no shard")
-    problems = []
+    problems: list[str] = []
     for kind in (foreign, double, missing):
         problems += kind[:SHOWN]
         if len(kind) > SHOWN:
@@ -160,29 +162,3 @@ def remove(store: Store, key: str) -> None:
     """Remove the branches of all shards of the stage with `key`."""
     for name in store.branches(folder(key)):
         store.remove_branch(name)
-
-
-def response_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What 02_gen_responses counts in the rows that it writes."""
-    return {
-        "responses": len(rows),
-        "truncated": sum(row["finish_reason"] == "length" for row in rows),
-        "tokens": sum(row["tokens"] for row in rows),
-    }
-
-
-def score_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What 03_gen_scores counts in the rows that it writes."""
-    votes = [vote for row in rows for vote in row["votes"]]
-    return {
-        "responses": len(rows),
-        "votes": len(votes),
-        "unreadable_votes": votes.count(None),
-        "unscored_responses": sum(row["score"] is None for row in rows),
-    }
-
-
-def unreadable_samples(rows: Sequence[Row]) -> list[str]:
-    """The first three judgements of which no score could be read."""
-    pairs = [pair for row in rows for pair in zip(row["votes"], row["reasoning"], strict=True)]
-    return list(dict.fromkeys(text for vote, text in pairs if vote is None))[:3]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from self_reward import disk
 from self_reward.errors import UserError
@@ -40,7 +40,7 @@ class Stage(Generic[S]):
     name: str
     work: Callable[[S, Run], None]
     stop_rule: Callable[[S, Json, Json], str | None] | None = None
-    join: Callable[[S, Run, list[list[shards.Row]]], None] | None = None
+    join: Callable[[S, Run, list[list[Any]]], None] | None = None
 
 
 def main(
@@ -50,7 +50,7 @@ def main(
     doc: str | None,
     *,
     stop_rule: Callable[[S, Json, Json], str | None] | None = None,
-    join: Callable[[S, Run, list[list[shards.Row]]], None] | None = None,
+    join: Callable[[S, Run, list[list[Any]]], None] | None = None,
 ) -> int:
     """Run the stage `name`; returns its exit code. The arguments are those of Stage."""
 

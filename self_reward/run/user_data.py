@@ -7,8 +7,9 @@ from self_reward.errors import UserError, all_of
 from self_reward.method import judge, preferences, prompts
 from self_reward.parameters.settings import Scale
 from self_reward.parameters.stages import Plan
-from self_reward.repository import examples, held_out, sft_data
-from self_reward.repository.examples import Example
+from self_reward.repository import examples, held_out
+from self_reward.repository.held_out import KeptOut
+from self_reward.rows import Example
 from self_reward.run.checkout import Checkout
 
 
@@ -22,11 +23,9 @@ def prompt_template(checkout: Checkout, value: str) -> str:
     return checkout.text("prompt_template", value, lambda text: prompts.few_shot_prompt(text, []))
 
 
-def held_out_prompts(checkout: Checkout, eval_fraction: float) -> tuple[set[str], float]:
+def kept_out(checkout: Checkout, eval_fraction: float) -> KeptOut:
     """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
-    texts, ranked = held_out.read_files(checkout.optional("eval_prompts"), checkout.optional("eval_eft"))
-    has_files = checkout.has("eval_prompts") or checkout.has("eval_eft")
-    return {*texts, *(prompt for prompt, _ in ranked)}, 0.0 if has_files else eval_fraction
+    return held_out.kept_out(checkout.optional("eval_prompts"), checkout.optional("eval_eft"), eval_fraction)
 
 
 def training_examples(
@@ -34,37 +33,35 @@ def training_examples(
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples of M{k}/train that may be trained on, and how many of each kind. Raises UserError with the problems
     of the train file (the input `name`), the held-out files and the rubric together."""
-    (held, fraction), rows, text = all_of(
-        lambda: held_out_prompts(checkout, eval_fraction),
+    held, rows, text = all_of(
+        lambda: kept_out(checkout, eval_fraction),
         lambda: examples.read(checkout.input(name)),
         lambda: rubric(checkout, rubric_value),
     )
-    return sft_data.select(rows, rubric=text, held_out=held, held_out_fraction=fraction, path=checkout.input(name))
+    return examples.select(rows, text, held, checkout.input(name))
 
 
 def replay_pairs(rows: list[Example], count: int, scale: Scale, seed: int) -> list[tuple[str, str, str]]:
     """`count` pairs of the judging examples among `rows`, for eft_replay. Raises UserError if their scores make no
     pair."""
     eft = [(row.prompt, row.response) for row in rows if row.source == "eft"]
-    return preferences.replay_pairs(eft, count, random.Random(seed), low=scale.min, high=scale.max)
+    return preferences.replay_pairs(eft, count, random.Random(seed), scale)
 
 
 def seed_prompts(
     checkout: Checkout, eval_fraction: float, name: str = "seeds"
-) -> tuple[list[str], list[str], set[str]]:
-    """(prompts to show as examples, all prompts of the seed data, held-out prompts). Held-out prompts are not shown.
+) -> tuple[list[str], list[str], frozenset[str]]:
+    """(prompts to show as examples, all prompts of the seed data, prompts of M0/eval). Held-out prompts are not shown.
     Raises UserError with the problems of all these files together, or if no prompt is left."""
-    (held, fraction), rows = all_of(
-        lambda: held_out_prompts(checkout, eval_fraction), lambda: examples.read(checkout.input(name))
-    )
-    known = list(dict.fromkeys(row.prompt for row in rows if row.source != "eft"))
-    shown = [prompt for prompt in known if prompt not in held and not prompts.held_out(prompt, fraction)]
+    held, rows = all_of(lambda: kept_out(checkout, eval_fraction), lambda: examples.read(checkout.input(name)))
+    known = list(dict.fromkeys(row.prompt for _, row in rows if row.source != "eft"))
+    shown = [prompt for prompt in known if prompt not in held]
     if not shown:
         raise UserError(
             f"{checkout.input(name)}: none of {len(rows)} rows is a prompt to show as an example ({len(known)} have "
             f"another source than eft, of which {len(known) - len(shown)} are held out); put more prompts there"
         )
-    return shown, known, held
+    return shown, known, held.prompts
 
 
 def check(checkout: Checkout, p: Plan) -> None:
@@ -84,5 +81,5 @@ def check(checkout: Checkout, p: Plan) -> None:
             steps.append(lambda name=name: check_train(name))  # type: ignore[misc]
         elif name.startswith("seeds:"):
             steps.append(lambda name=name: seed_prompts(checkout, p.eval_fraction, name))  # type: ignore[misc]
-    steps.append(lambda: held_out_prompts(checkout, p.eval_fraction))
+    steps.append(lambda: kept_out(checkout, p.eval_fraction))
     all_of(*steps)

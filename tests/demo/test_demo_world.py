@@ -9,7 +9,7 @@ import pytest
 from demo import make_data, world
 from self_reward import files
 from self_reward.errors import UserError
-from self_reward.method.judge import judge_prompt, matches_rubric, parse_score
+from self_reward.method.judge import judge_prompt, parse_score, split_judge_prompt
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_seed_answers_are_flawed_and_judgements_are_not(rows):
     for row in judgements[:1000]:
         task, response = re.search(r"task (.*)\nresponse (.*) end", row["prompt"]).groups()
         assert row["prompt"] == judge_prompt(make_data.RUBRIC, task, response)
-        assert matches_rubric(make_data.RUBRIC, row["prompt"])
+        assert split_judge_prompt(make_data.RUBRIC, row["prompt"]) is not None
         assert row["response"] == world.judgement(task, response)
 
 

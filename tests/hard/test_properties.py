@@ -6,20 +6,25 @@ import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from self_reward import texts
 from self_reward.errors import UserError
 from self_reward.method import judge, preferences, prompts
 from self_reward.method.asking import Sample
 from self_reward.models import chat
+from self_reward.parameters.flat import flat, flattened, key_parameters
+from self_reward.parameters.settings import PairRules
 from self_reward.parameters.sources import ENVIRONMENT, parse
-from self_reward.parameters.stages import STAGES, GenScores, Plan, flat, flattened, key_parameters
-from self_reward.repository import artifacts, examples, jsonl
+from self_reward.parameters.stages import STAGES, GenScores, Plan
+from self_reward.repository import artifacts, examples, held_out, jsonl
+from self_reward.rows import Score
 from self_reward.store.content import hash_file, walk
 from self_reward.store.local import index
 from tests.support import invariants
@@ -28,6 +33,7 @@ ADDITIVE = texts.builtin("rubric", "additive")
 TOY = "judge the response . instruction : {prompt} response : {response} end"
 TURNED = "<answer> {response} </answer> is it good for <task>{prompt}</task>"
 # files are written to one folder of a test over and over
+REASONS = get_args(preferences.Reason)
 in_a_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -296,7 +302,7 @@ train_rows = st.lists(
 def test_the_users_data_is_read_whole_or_every_bad_row_is_named(tmp_path, rows):
     path = tmp_path / "f.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for read in (examples.read, examples.read_prompts, examples.read_ranked):
+    for read in (examples.read, held_out.read_prompts, held_out.read_ranked):
         try:
             found = read(path)
         except UserError as error:
@@ -306,10 +312,11 @@ def test_the_users_data_is_read_whole_or_every_bad_row_is_named(tmp_path, rows):
             continue
         assert len(found) == len(rows) > 0
         if read is examples.read:
-            assert all(row.prompt.strip() and row.response.strip() for row in found)
-            assert [row.prompt for row in found] == [row["prompt"] for row in rows]
-        if read is examples.read_ranked:
-            assert all(len(answers) >= 2 and all(rank == rank for _, rank in answers) for _, answers in found)
+            assert all(row.prompt.strip() and row.response.strip() for _, row in found)
+            assert [(line, row.prompt) for line, row in found] == [(n, row["prompt"]) for n, row in enumerate(rows, 1)]
+        if read is held_out.read_ranked:
+            assert all(len(row.responses) >= 2 for row in found)
+            assert all(response.rank == response.rank for row in found for response in row.responses)
 
 
 # ---- partial results
@@ -354,96 +361,97 @@ scored_rows = st.lists(
     ),
     min_size=1,
     max_size=8,
-).map(lambda rows: [{"prompt": "p", "prompt_id": "0", "response_id": f"{i}", **row} for i, row in enumerate(rows)])
-options = st.fixed_dictionaries(
-    {
+).map(lambda rows: [Score(prompt="p", prompt_id="0", response_id=f"{i}", **row) for i, row in enumerate(rows)])
+rules = st.builds(
+    PairRules,
+    **{
         "length_rho": st.sampled_from([0.0, 0.1, 0.25, 0.4]),
         "min_margin": st.sampled_from([0.0, 0.25, 1.0, 2.5]),
         "tie_break": words("none|variance"),
         "drop_truncated": st.booleans(),
         "drop_identical": st.booleans(),
         "max_pairs": st.integers(1, 4),
-    }
+    },
 )
 
 
 def texts_of(made):
-    return [(pair["chosen"], pair["rejected"]) for pair in made]
+    return [(pair.chosen, pair.rejected) for pair in made]
 
 
 def readable(row):
-    return row["score"] is not None and row["score"] >= 0
+    return row.score is not None and row.score >= 0
 
 
 @settings(max_examples=300)
-@given(scored_rows.filter(lambda rows: len(rows) > 2), options)
-def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(rows, options):
-    made, _ = preferences.pairs(rows, **options | {"drop_identical": False})
+@given(scored_rows.filter(lambda rows: len(rows) > 2), rules)
+def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(rows, rules):
+    made, _ = preferences.pairs(rows, rules.model_copy(update={"drop_identical": False}))
     usable = [row for row in rows if readable(row)]
-    if options["drop_truncated"]:
-        usable = [row for row in usable if row["finish_reason"] == "stop"]
+    if rules.drop_truncated:
+        usable = [row for row in usable if row.finish_reason == "stop"]
     if not made:
         return
-    high, low, rho = max(r["score"] for r in usable), min(r["score"] for r in usable), options["length_rho"]
-    top = [row for row in usable if row["score"] >= (1 - rho) * high + rho * low - 1e-9]
-    bottom = [row for row in usable if row["score"] <= (1 - rho) * low + rho * high + 1e-9]
-    chosen, rejected = made[0]["chosen"], made[0]["rejected"]
+    high, low, rho = max(r.score for r in usable), min(r.score for r in usable), rules.length_rho
+    top = [row for row in usable if row.score >= (1 - rho) * high + rho * low - 1e-9]
+    bottom = [row for row in usable if row.score <= (1 - rho) * low + rho * high + 1e-9]
     if rho:
-        assert chosen in [row["completion"] for row in top if row["tokens"] == min(r["tokens"] for r in top)]
-        assert rejected in [row["completion"] for row in bottom if row["tokens"] == max(r["tokens"] for r in bottom)]
+        assert made[0].chosen in [row.completion for row in top if row.tokens == min(r.tokens for r in top)]
+        assert made[0].rejected in [row.completion for row in bottom if row.tokens == max(r.tokens for r in bottom)]
     else:
-        assert (made[0]["score_chosen"], made[0]["score_rejected"]) == (high, low)
+        assert (made[0].score_chosen, made[0].score_rejected) == (high, low)
     # disjoint: no pair takes a response that an earlier one has taken
-    available = Counter((row["completion"], row["score"]) for row in usable)
-    taken = Counter((pair[side], pair[f"score_{side}"]) for pair in made for side in ("chosen", "rejected"))
+    available = Counter((row.completion, row.score) for row in usable)
+    taken = Counter(side for p in made for side in ((p.chosen, p.score_chosen), (p.rejected, p.score_rejected)))
     assert taken <= available
-    gaps = [pair["score_chosen"] - pair["score_rejected"] for pair in made]
-    assert all(gap > options["min_margin"] for gap in gaps)
+    gaps = [pair.score_chosen - pair.score_rejected for pair in made]
+    assert all(gap > rules.min_margin for gap in gaps)
     assert rho or gaps == sorted(gaps, reverse=True)
 
 
 @settings(max_examples=300)
-@given(scored_rows.filter(lambda rows: len(rows) > 2), options, st.sampled_from([0.25, 1.0, 4.5]))
-def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, options, rise):
-    higher = [{**row, "score": row["score"] + rise if readable(row) else row["score"]} for row in rows]
-    made, reason = preferences.pairs(rows, **options)
-    again, reason_again = preferences.pairs(higher, **options)
+@given(scored_rows.filter(lambda rows: len(rows) > 2), rules, st.sampled_from([0.25, 1.0, 4.5]))
+def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, rules, rise):
+    higher = [replace(row, score=row.score + rise if readable(row) else row.score) for row in rows]
+    made, reason = preferences.pairs(rows, rules)
+    again, reason_again = preferences.pairs(higher, rules)
     assert (texts_of(made), reason) == (texts_of(again), reason_again)
 
 
 @settings(max_examples=300)
-@given(scored_rows.filter(lambda rows: len(rows) > 2), options)
-def test_a_smaller_margin_and_fewer_pairs_change_no_pair(rows, options):
-    made, _ = preferences.pairs(rows, **options)
-    more, _ = preferences.pairs(rows, **options | {"min_margin": 0.0, "max_pairs": 9})
+@given(scored_rows.filter(lambda rows: len(rows) > 2), rules)
+def test_a_smaller_margin_and_fewer_pairs_change_no_pair(rows, rules):
+    made, _ = preferences.pairs(rows, rules)
+    more, _ = preferences.pairs(rows, rules.model_copy(update={"min_margin": 0.0, "max_pairs": 9}))
     assert more[: len(made)] == made
 
 
-@given(st.lists(scored_rows, max_size=5), options, st.randoms())
-def test_a_files_counts_add_up_and_each_prompts_pairs_are_its_own(groups, options, rng):
-    groups = [[{**row, "prompt": f"p{g}", "prompt_id": f"{g}"} for row in rows] for g, rows in enumerate(groups)]
+@given(st.lists(scored_rows, max_size=5), rules, st.randoms())
+def test_a_files_counts_add_up_and_each_prompts_pairs_are_its_own(groups, rules, rng):
+    groups = [[replace(row, prompt=f"p{g}", prompt_id=f"{g}") for row in rows] for g, rows in enumerate(groups)]
     counts: Counter[str] = Counter()
-    made = list(preferences.build((row for rows in groups for row in rows), counts, **options))
-    with_pairs = len({pair["prompt_id"] for pair in made})
-    assert counts["prompts"] == len(groups) == with_pairs + sum(counts[reason] for reason in preferences.REASONS)
+    made = list(preferences.build((row for rows in groups for row in rows), rules, 0, counts))
+    with_pairs = len({pair.prompt_id for pair in made})
+    assert counts["prompts"] == len(groups) == with_pairs + sum(counts[reason] for reason in REASONS)
     assert counts["pairs"] == len(made) and counts["responses"] == sum(map(len, groups))
     assert counts["unreadable"] == sum(not readable(row) for rows in groups for row in rows)
-    assert set(counts) <= {*preferences.TOTALS, *preferences.REASONS}
-    assert made == [pair for rows in groups for pair in preferences.pairs(rows, **options)[0]]
+    assert set(counts) <= {*preferences.TOTALS, *REASONS}
+    assert made == [pair for rows in groups for pair in preferences.pairs(rows, rules)[0]]
     for rows in groups:
         rng.shuffle(rows)
     rng.shuffle(groups)
-    turned = list(preferences.build((row for rows in groups for row in rows), Counter(), **options))
+    turned = list(preferences.build((row for rows in groups for row in rows), rules, 0, Counter()))
     assert sorted(map(repr, turned)) == sorted(map(repr, made))
 
 
-@given(scored_rows.filter(lambda rows: len(rows) > 2), options, st.integers(0, 3), st.randoms())
-def test_the_control_does_not_see_the_scores(rows, options, seed, rng):
-    made = list(preferences.build(rows, Counter(), shuffle_preferences=True, seed=seed, **options))
-    scores = [row["score"] for row in rows if readable(row)]
+@given(scored_rows.filter(lambda rows: len(rows) > 2), rules, st.integers(0, 3), st.randoms())
+def test_the_control_does_not_see_the_scores(rows, rules, seed, rng):
+    rules = rules.model_copy(update={"shuffle_preferences": True})
+    made = list(preferences.build(rows, rules, seed, Counter()))
+    scores = [row.score for row in rows if readable(row)]
     rng.shuffle(scores)
-    other = [{**row, "score": scores.pop(), "votes": [1]} if readable(row) else row for row in rows]
-    assert list(preferences.build(other, Counter(), shuffle_preferences=True, seed=seed, **options)) == made
+    other = [replace(row, score=scores.pop(), votes=[1]) if readable(row) else row for row in rows]
+    assert list(preferences.build(other, rules, seed, Counter())) == made
 
 
 # ---- parameters
@@ -663,7 +671,7 @@ stage_parameters = st.fixed_dictionaries(
 def test_any_repository_has_the_inputs_or_says_what_is_missing(stage, values, files, contents):
     paths = [f"M{k}/models/{kind}/final_checkpoint/self_reward.json" for k in range(3) for kind in ("sft", "dpo")]
     small = {path: content for path, content in zip(paths, contents, strict=True) if path in files}
-    settings = SimpleNamespace(**vars(Plan()) | values)
+    settings = Plan().model_copy(update=values)
     try:
         found = artifacts.inputs(stage, settings, files, small)
     except UserError as error:

@@ -3,6 +3,7 @@ import pytest
 from self_reward.errors import UserError
 from self_reward.method import evaluation
 from self_reward.method.scoring import Judgement
+from self_reward.rows import Ranked, RankedResponse
 from tests.support.engines import sampling
 from tests.support.saying import Saying
 
@@ -28,14 +29,15 @@ def test_the_judge_is_compared_with_the_verifier_over_readable_judgements_only()
 
 
 def test_ranked_responses_are_matched_with_their_judgements_in_order():
-    groups = [("p", [("good", 0.0), ("bad", 1.0)]), ("q", [("bad", 1.0), ("good", 0.0), ("fair", 0.5)])]
+    good, fair, bad = (RankedResponse(text, rank) for text, rank in (("good", 0.0), ("fair", 0.5), ("bad", 1.0)))
+    groups = [Ranked("p", [good, bad]), Ranked("q", [bad, good, fair])]
     found = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
     assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
 
 
 def test_a_checkpoints_answers_are_measured_apart_from_the_ranked_responses():
     policy = Saying(lambda text, i: f"{text} is nice" if text == "ant" else "no")
-    groups = [("goat", [("good", 0.0), ("bad", 1.0)])]
+    groups = [Ranked("goat", [RankedResponse("good", 0.0), RankedResponse("bad", 1.0)])]
     scores = {"ant is nice": 4.0, "no": None, "good": 3.0, "bad": 0.0}
     asked = []
 

@@ -11,7 +11,6 @@ from self_reward.method.judge import (
     average,
     expected_score,
     judge_prompt,
-    matches_rubric,
     parse_score,
     score_prefix,
     split_judge_prompt,
@@ -100,17 +99,17 @@ def test_judge_prompt_keeps_its_form(prompt, response):
     assert text.startswith(before)
     assert text.endswith(rest.partition("{response}")[2])
     split = split_judge_prompt(ADDITIVE, text)
-    assert split is not None and matches_rubric(ADDITIVE, text)
+    assert split is not None
     assert tuple(part.replace("&lt;", "<") for part in split) == (prompt.strip(), response.strip())
 
 
 def test_matching_folds_white_space_and_nothing_else():
     text = judge_prompt(ADDITIVE, "Why is the\nsky blue?", "Because.")
     assert split_judge_prompt(ADDITIVE, "  " + re.sub(r"\s+", "  ", text)) == ("Why  is  the  sky  blue?", "Because.")
-    assert not matches_rubric(ADDITIVE, text.replace("fifth", "sixth"))
-    assert not matches_rubric(ADDITIVE, text + " more")
-    assert not matches_rubric(ADDITIVE, "before " + text)
-    assert not matches_rubric(ADDITIVE, judge_prompt(TOY, "a", "b"))
+    assert split_judge_prompt(ADDITIVE, text.replace("fifth", "sixth")) is None
+    assert split_judge_prompt(ADDITIVE, text + " more") is None
+    assert split_judge_prompt(ADDITIVE, "before " + text) is None
+    assert split_judge_prompt(ADDITIVE, judge_prompt(TOY, "a", "b")) is None
     assert split_judge_prompt(TOY, judge_prompt(TOY, "sort : a", "a end")) == ("sort : a", "a end")
     turned = "response {response} to {prompt} ."
     assert split_judge_prompt(turned, judge_prompt(turned, "the prompt", "the response")) == (
@@ -249,8 +248,8 @@ def test_expected_score():
 
 
 def test_b12_votes_are_averaged_and_b14_none_does_not_count():
-    assert average([3, 4, 5]) == (4, pytest.approx(2 / 3))
-    assert average([3, None, 5]) == (4, 1)
-    assert average([None, 2, None]) == (2, 0)
-    assert average([None, None]) == (None, None)
-    assert average([]) == (None, None)
+    assert average([3, 4, 4]) == pytest.approx(11 / 3)
+    assert average([3, None, 5]) == 4
+    assert average([None, 2, None]) == 2
+    assert average([None, None]) is None
+    assert average([]) is None

@@ -1,78 +1,85 @@
 import random
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from self_reward.errors import UserError
-from self_reward.method.preferences import REASONS, build, pairs, replay_pairs
+from self_reward.method.preferences import Reason, build, pairs, replay_pairs
 from self_reward.method.prompts import prompt_id
+from self_reward.parameters.settings import PairRules, Scale
+from self_reward.repository import jsonl
+from self_reward.rows import Preference, Score
+
+PLAIN = PairRules(drop_identical=False)
 
 
 def rows(*scores, prompt="p", **columns):
-    """One response a score; columns: a list with one value a response."""
+    """One response per score; columns: a list with one value per response."""
     return [
-        {
-            "prompt_id": prompt_id(prompt),
-            "response_id": f"{prompt}-{i}",
-            "prompt": prompt,
-            "completion": f"{prompt} answer {i}",
-            "score": score,
-            **{name: values[i] for name, values in columns.items()},
-        }
+        Score(
+            **{
+                "prompt_id": prompt_id(prompt),
+                "response_id": f"{prompt}-{i}",
+                "prompt": prompt,
+                "completion": f"{prompt} answer {i}",
+                "score": score,
+                **{name: values[i] for name, values in columns.items()},
+            }
+        )
         for i, score in enumerate(scores)
     ]
 
 
-def chosen_and_rejected(responses, **options):
-    made, _ = pairs(responses, **options)
-    return [(pair["chosen"][-1], pair["rejected"][-1]) for pair in made]
+def chosen_and_rejected(responses, **rules):
+    made, _ = pairs(responses, PairRules(**{"drop_identical": False, **rules}))
+    return [(pair.chosen[-1], pair.rejected[-1]) for pair in made]
+
+
+def built(responses, counts=None, seed=0, **rules):
+    return list(build(responses, PairRules(**rules), seed, Counter() if counts is None else counts))
 
 
 def test_best_against_worst():
-    made, reason = pairs(rows(2, 4.5, 1, 3))
+    made, reason = pairs(rows(2.0, 4.5, 1.0, 3.0), PLAIN)
     assert reason is None
     assert made == [
-        {
-            "prompt_id": prompt_id("p"),
-            "prompt": "p",
-            "chosen": "p answer 1",
-            "rejected": "p answer 2",
-            "score_chosen": 4.5,
-            "score_rejected": 1.0,
-        }
+        Preference(
+            prompt_id=prompt_id("p"),
+            prompt="p",
+            chosen="p answer 1",
+            rejected="p answer 2",
+            score_chosen=4.5,
+            score_rejected=1.0,
+        )
     ]
-    assert isinstance(made[0]["score_rejected"], float)
 
 
 def test_ties_are_dropped():
-    assert pairs(rows(3, 3, 3)) == ([], "tie")
-    assert pairs(rows(0.1 + 0.2, 0.3)) == ([], "tie")
+    assert pairs(rows(3, 3, 3), PLAIN) == ([], "tie")
+    assert pairs(rows(0.1 + 0.2, 0.3), PLAIN) == ([], "tie")
 
 
 def test_equal_scores_go_by_response_id_not_by_row():
     responses = rows(1, 4, 4, 1)
     assert chosen_and_rejected(responses) == chosen_and_rejected(responses[::-1]) == [("1", "0")]
     for row in responses:
-        del row["response_id"]
+        row.response_id = None
     assert chosen_and_rejected(responses) == [("1", "0")]
 
 
 @pytest.mark.parametrize("unreadable", [None, -1, float("nan"), float("inf")])
 def test_b14_unreadable_is_never_paired(unreadable):
     assert chosen_and_rejected(rows(unreadable, 4, 2)) == [("1", "2")]
-    assert pairs(rows(unreadable, 4)) == ([], "unscored")
-    assert pairs(rows(unreadable, unreadable)) == ([], "unscored")
-    assert pairs([]) == ([], "unscored")
-
-
-def test_a_scale_below_zero_can_be_allowed():
-    assert chosen_and_rejected(rows(-1, 1), lowest_score=-1) == [("1", "0")]
+    assert pairs(rows(unreadable, 4), PLAIN) == ([], "unscored")
+    assert pairs(rows(unreadable, unreadable), PLAIN) == ([], "unscored")
+    assert pairs([], PLAIN) == ([], "unscored")
 
 
 def test_a_margin_is_exceeded_not_met():
-    assert pairs(rows(4.6, 4.0), min_margin=0.6) == ([], "margin")
+    assert pairs(rows(4.6, 4.0), PairRules(min_margin=0.6)) == ([], "margin")
     assert chosen_and_rejected(rows(4.7, 4.0), min_margin=0.6) == [("0", "1")]
 
 
@@ -80,15 +87,16 @@ def test_truncated_responses_can_be_dropped():
     responses = rows(5, 4, 1, finish_reason=["length", "stop", "stop"])
     assert chosen_and_rejected(responses) == [("0", "2")]
     assert chosen_and_rejected(responses, drop_truncated=True) == [("1", "2")]
-    assert pairs(rows(5, 4, finish_reason=["length", "stop"]), drop_truncated=True) == ([], "truncated")
+    two = rows(5, 4, finish_reason=["length", "stop"])
+    assert pairs(two, PairRules(drop_truncated=True)) == ([], "truncated")
 
 
 def test_identical_texts_are_one_response_with_the_mean_score():
     responses = rows(5, 1, 4, 2)
-    responses[1]["completion"] = responses[0]["completion"] + "\n"
+    responses[1].completion = responses[0].completion + "\n"
     assert chosen_and_rejected(responses, drop_identical=True) == [("2", "3")]
-    assert pairs(responses[:2], drop_identical=True) == ([], "identical")
-    assert pairs(responses[:2]) == ([], "identical")  # a text against itself teaches nothing
+    assert pairs(responses[:2], PairRules(drop_identical=True)) == ([], "identical")
+    assert pairs(responses[:2], PLAIN) == ([], "identical")  # a text against itself teaches nothing
 
 
 def test_length_control_is_meta_rewardings():
@@ -97,9 +105,9 @@ def test_length_control_is_meta_rewardings():
     assert chosen_and_rejected(responses, length_rho=0.25) == [("1", "4")]
     assert chosen_and_rejected(responses, length_rho=0.0) == [("0", "5")]
     assert chosen_and_rejected(responses, length_rho=0.3) == [("2", "3")]
-    responses[3].pop("tokens")  # no tokens for all: characters
-    responses[0]["completion"] = "0"
-    responses[5]["completion"] = "long " * 9 + "5"
+    responses[3].tokens = None  # no tokens for all: characters
+    responses[0].completion = "0"
+    responses[5].completion = "long " * 9 + "5"
     assert chosen_and_rejected(responses, length_rho=0.25) == [("0", "5")]
 
 
@@ -143,7 +151,7 @@ def test_pairs_hold_what_they_promise(scores, data, rho, margin, tie_break, trun
             st.lists(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=2), min_size=n, max_size=n)
         ),
     )
-    options = dict(
+    rules = PairRules(
         length_rho=rho,
         min_margin=margin,
         tie_break=tie_break,
@@ -151,25 +159,25 @@ def test_pairs_hold_what_they_promise(scores, data, rho, margin, tie_break, trun
         drop_identical=identical,
         max_pairs=most,
     )
-    made, reason = pairs(responses, **options)
-    assert (reason is None) == bool(made) and reason in (None, *REASONS)
+    made, reason = pairs(responses, rules)
+    assert (reason is None) == bool(made) and reason in (None, *get_args(Reason))
     assert len(made) <= most
     for pair in made:
-        assert pair["chosen"] != pair["rejected"]
-        assert pair["score_chosen"] - pair["score_rejected"] > margin
-        assert pair["score_rejected"] >= 0
+        assert pair.chosen != pair.rejected
+        assert pair.score_chosen - pair.score_rejected > margin
+        assert pair.score_rejected >= 0
         if truncated:
-            assert {"stop"} <= {row["finish_reason"] for row in responses if row["completion"] == pair["chosen"]}
+            assert {"stop"} <= {row.finish_reason for row in responses if row.completion == pair.chosen}
     shuffled = list(responses)
     random.Random(0).shuffle(shuffled)
-    assert pairs(shuffled, **options) == (made, reason)
+    assert pairs(shuffled, rules) == (made, reason)
 
 
 def test_build_counts_what_it_sees():
     counts = Counter()
     data = rows(5, 1, prompt="a") + rows(3, 3, prompt="b") + rows(None, 2, prompt="c") + rows(4, None, 0, prompt="d")
-    made = list(build(iter(data), counts))
-    assert [pair["prompt"] for pair in made] == ["a", "d"]
+    made = built(iter(data), counts)
+    assert [pair.prompt for pair in made] == ["a", "d"]
     assert counts == Counter(prompts=4, responses=9, unreadable=2, pairs=2, tie=1, unscored=1)
 
 
@@ -180,55 +188,59 @@ def test_build_streams():
             yield from rows(5, 1, prompt=f"p{number}")
             number += 1
 
-    stream = build(endless(), Counter())
-    assert [next(stream)["prompt"] for _ in range(3)] == ["p0", "p1", "p2"]
+    stream = build(endless(), PairRules(), 0, Counter())
+    assert [next(stream).prompt for _ in range(3)] == ["p0", "p1", "p2"]
 
 
-def test_build_passes_options_on():
+def test_build_keeps_the_rules():
     data = rows(5, 4, prompt="a")
-    assert list(build(data, Counter(), min_margin=2)) == []
+    assert built(data, min_margin=2) == []
 
 
 def test_a_prompt_that_comes_back_is_an_error():
     with pytest.raises(UserError, match="stand together"):
-        list(build(rows(5, 1, prompt="a") + rows(5, 1, prompt="b") + rows(5, 1, prompt="a"), Counter()))
+        built(rows(5, 1, prompt="a") + rows(5, 1, prompt="b") + rows(5, 1, prompt="a"))
     two = rows(5, 1, prompt="a")
-    two[1]["prompt"] = "other"
+    two[1].prompt = "other"
     with pytest.raises(UserError, match="two prompts"):
-        list(build(two, Counter()))
+        built(two)
 
 
-def test_rows_of_the_reproduction_are_read():
-    data = [{"prompt": "p", "completion": str(score), "score": score} for score in (3.0, -1.0, 4.0)]
-    assert [(pair["chosen"], pair["rejected"], pair["prompt_id"]) for pair in build(data, Counter())] == [
-        ("4.0", "3.0", prompt_id("p"))
+def test_rows_of_the_reproduction_are_read(tmp_path):
+    """They have neither votes nor tokens, one text as reasoning, and -1 for an unreadable score."""
+    lines = [
+        {"prompt_id": "x", "prompt": "p", "completion": str(score), "score": score, "reasoning": "Score: ..."}
+        for score in (3.0, -1.0, 4.0)
     ]
+    jsonl.write(tmp_path / "scores.jsonl", lines)
+    made = built(jsonl.read(tmp_path / "scores.jsonl", Score))
+    assert [(pair.chosen, pair.rejected, pair.prompt_id) for pair in made] == [("4.0", "3.0", "x")]
 
 
 def test_shuffled_preferences_know_nothing_of_the_judge():
     data = [row for i in range(400) for row in rows(5, 4, 1, None, prompt=f"p{i}")]
-    made = list(build(data, Counter(), shuffle_preferences=True, seed=1))
+    made = built(data, shuffle_preferences=True, seed=1)
     assert len(made) == 400
-    best = Counter(pair["chosen"][-1] for pair in made)
+    best = Counter(pair.chosen[-1] for pair in made)
     assert set(best) == {"0", "1", "2"}  # never the unreadable one
     assert all(90 < count < 180 for count in best.values())  # 133 expected, standard deviation 9.4
-    assert all(0 <= pair["score_rejected"] < pair["score_chosen"] <= 5 for pair in made)
-    assert made == list(build(data, Counter(), shuffle_preferences=True, seed=1))
-    assert made != list(build(data, Counter(), shuffle_preferences=True, seed=2))
-    by_prompt = {pair["prompt"]: pair for pair in made}
-    alone = list(build(data[40:44], Counter(), shuffle_preferences=True, seed=1))
+    assert all(0 <= pair.score_rejected < pair.score_chosen <= 5 for pair in made)
+    assert made == built(data, shuffle_preferences=True, seed=1)
+    assert made != built(data, shuffle_preferences=True, seed=2)
+    by_prompt = {pair.prompt: pair for pair in made}
+    alone = built(data[40:44], shuffle_preferences=True, seed=1)
     assert alone == [by_prompt["p10"]]  # a prompt's pair does not depend on the others
 
 
 def test_replay_pairs_differ_in_score():
     eft = [(f"judge {i}", f"because {i} Score: {i % 3}") for i in range(30)] + [("bad", "no verdict")]
-    made = replay_pairs(eft, 40, random.Random(0))
+    made = replay_pairs(eft, 40, random.Random(0), Scale())
     own = dict(eft)
     assert len(made) == 40 and len({prompt for prompt, _, _ in made[:30]}) == 30
     for prompt, chosen, rejected in made:
         assert own[prompt] == chosen and chosen[-1] != rejected[-1] and prompt != "bad"
-    assert made == replay_pairs(eft, 40, random.Random(0))
+    assert made == replay_pairs(eft, 40, random.Random(0), Scale())
     assert len({rejected for _, _, rejected in made}) > 10
-    assert replay_pairs(eft[:1], 0, random.Random(0)) == []
+    assert replay_pairs(eft[:1], 0, random.Random(0), Scale()) == []
     with pytest.raises(UserError, match="two scores"):
-        replay_pairs([("a", "Score: 4"), ("b", "Score: 4")], 1, random.Random(0))
+        replay_pairs([("a", "Score: 4"), ("b", "Score: 4")], 1, random.Random(0), Scale())

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from self_reward import texts
 from self_reward.errors import UserError
-from self_reward.method.prompts import PromptFilter, choose_shots, few_shot_prompt, held_out, parse_prompts, prompt_id
+from self_reward.method.prompts import (
+    PromptFilter,
+    choose_shots,
+    few_shot_prompt,
+    is_held_out,
+    parse_prompts,
+    prompt_id,
+)
 from self_reward.parameters.settings import PromptRules
 from self_reward.parameters.sources import parse
 from self_reward.parameters.stages import GenPrompts
@@ -124,9 +131,9 @@ def test_prompt_id_and_held_out_depend_on_the_text_alone():
     assert prompt_id("hello") == "2cf24dba5fb0a30e"
     assert len(prompt_id("\ud800é")) == 16
     everything = [f"prompt {i}" for i in range(2000)]
-    assert 150 < sum(held_out(prompt, 0.1) for prompt in everything) < 250
-    assert {p for p in everything if held_out(p, 0.1)} < {p for p in everything if held_out(p, 0.2)}
-    assert not any(held_out(p, 0) for p in everything) and all(held_out(p, 1) for p in everything)
+    assert 150 < sum(is_held_out(prompt, 0.1) for prompt in everything) < 250
+    assert {p for p in everything if is_held_out(p, 0.1)} < {p for p in everything if is_held_out(p, 0.2)}
+    assert not any(is_held_out(p, 0) for p in everything) and all(is_held_out(p, 1) for p in everything)
 
 
 def test_the_filter_gives_its_reason():

@@ -1,23 +1,24 @@
 """Which files a stage reads and writes, and what is said when they are missing."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from self_reward import parameters
 from self_reward.errors import UserError
+from self_reward.parameters.sources import parse
+from self_reward.parameters.stages import Plan
 from self_reward.repository import artifacts
 
 USER_DATA = {"M0/train/ift.jsonl", "M0/train/ift+eft.jsonl", "M0/eval/prompts.jsonl", "M0/eval/eft.jsonl"}
 ORDER = ["00_sft", "01_gen_prompts", "02_gen_responses", "03_gen_scores", "04_gen_preferences", "05_dpo", "06_evaluate"]
 
 
-def p(stage, **values):
+def p(**values):
+    """The parameters of plan, which has those of all stages."""
     flags = [
         word for name, value in {"base_model": "org/model", **values}.items() for word in (f"--{name}", str(value))
     ]
-    return parameters.parse("plan", stage, flags, {})
+    return parse(Plan, "", flags, {})
 
 
 def adapter(parent):
@@ -35,11 +36,11 @@ def test_b6_the_loop_is_closed_every_stage_finds_what_the_stages_before_it_wrote
     files, small = set(USER_DATA), {}
     for k in range(3):
         for stage in ORDER:
-            needed = artifacts.inputs(stage, p(stage, iteration=k), files, small)
+            needed = artifacts.inputs(stage, p(iteration=k, eft_replay=0.1), files, small)
             for path in needed.paths.values():
                 assert path in files or any(file.startswith(path + "/") for file in files), (stage, k, path)
             for name, path in needed.outputs.items():
-                assert artifacts.ARTIFACTS[name].written_by == stage
+                assert artifacts.ARTIFACTS[name].written_by == stage == artifacts.written_paths(k)[path]
                 assert path == artifacts.ARTIFACTS[name].path.format(k=k)
                 if name in ("sft", "dpo"):
                     role = "start" if name == "sft" else "policy"
@@ -50,15 +51,23 @@ def test_b6_the_loop_is_closed_every_stage_finds_what_the_stages_before_it_wrote
     assert artifacts.chain("M2/dpo", files, small) == (("base", "M0/sft", "M0/dpo", "M1/dpo", "M2/dpo"), "org/model@1")
 
 
-def test_what_a_stage_reads_is_what_the_table_says():
+def test_what_stages_read_and_write_is_in_the_table():
     files, small = set(USER_DATA), {}
-    for stage in ORDER:
-        needed = artifacts.inputs(stage, p(stage, iteration=0, eft_replay=0.1), files, small)
-        for path in needed.paths.values():
-            owners = [a for a in artifacts.ARTIFACTS.values() if a.path.format(k=0) == path]
-            assert owners and stage in owners[0].read_by, (stage, path)
+    written, read = set(), set()
+    for stage in [*ORDER, "07_export"]:
+        needed = artifacts.inputs(stage, p(iteration=0, eft_replay=0.1), files, small)
+        read |= set(needed.paths.values())
+        written |= set(needed.outputs.values())
         for name, path in needed.outputs.items():
             files |= checkpoint(f"M0/{name}", small, None) if name in ("sft", "dpo") else {path}
+    table = {artifact.path.format(k=0) for artifact in artifacts.ARTIFACTS.values()}
+    assert written == set(artifacts.written_paths(0)) and table == written | read
+    assert table - written == USER_DATA
+
+
+def test_a_stage_takes_its_own_parameters():
+    with pytest.raises(ValueError, match="05_dpo does not take Sft"):
+        artifacts.inputs("05_dpo", parse(artifacts.Sft, "", [], {}), USER_DATA, {})
 
 
 @pytest.mark.parametrize(
@@ -93,17 +102,17 @@ def test_a_missing_iteration_is_named_with_what_is_there_and_the_command_that_ma
     small = {}
     files = USER_DATA | checkpoint("M0/sft", small, None)
     with pytest.raises(UserError) as caught:
-        artifacts.inputs("02_gen_responses", p("", iteration=2), files | {"M2/generated/prompts.jsonl"}, small)
-    assert "M1/dpo is not there; the data repository has M0/sft" in caught.value.problems[0]
+        artifacts.inputs("02_gen_responses", p(iteration=2), files | {"M2/generated/prompts.jsonl"}, small)
+    assert "M1/dpo does not exist; the data repository has M0/sft" in caught.value.problems[0]
     assert "./self-reward.sh stages org/model M0 --iterations 2 --data_repo data" in caught.value.problems[0]
     files |= checkpoint("M0/dpo", small, "M0/sft")
     with pytest.raises(UserError) as caught:
-        artifacts.inputs("02_gen_responses", p("", iteration=4, data_repo="a b"), files, small)
+        artifacts.inputs("02_gen_responses", p(iteration=4, data_repo="a b"), files, small)
     missing, command = caught.value.problems
     assert missing == "M4/generated/prompts.jsonl is not in the data repository; make it with stages/" + (
         "01_gen_prompts.py --iteration 4"
     )
-    assert "M3/dpo is not there; the data repository has M0/dpo, M0/sft" in command
+    assert "M3/dpo does not exist; the data repository has M0/dpo, M0/sft" in command
     assert "./self-reward.sh stages org/model M1 --iterations 3 --data_repo 'a b'" in command
 
 
@@ -116,36 +125,9 @@ def test_a_checkpoints_metadata_that_cannot_be_read_is_named(content):
         artifacts.chain("M0/sft", files, small)
 
 
-def test_what_is_wrong_with_the_values_of_a_generated_row_is_said():
-    row = {"prompt_id": "a", "prompt": "b", "completion": "", "score": 2.5}
-    for changed in (
-        {},
-        {"score": None},
-        {"score": -1},
-        {"votes": [1, None, 2.5]},
-        {"votes": None},
-        {"response_id": "x"},
-    ):
-        assert artifacts.score_row_problem(row | changed) is None
-    for changed, said in (
-        ({"score": 10}, "the score is 10"),
-        ({"score": -0.5}, None),
-        ({"score": -2}, "the score is -2"),
-        ({"votes": 3}, "votes must be"),
-        ({"votes": [True]}, "votes must be"),
-        ({"votes": ["3"]}, "votes must be"),
-        ({"response_id": 1}, "response_id must be"),
-        ({"prompt_id": ""}, "prompt_id is empty"),
-        ({"prompt": " \n"}, "the prompt is empty"),
-        ({"prompt": ""}, "the prompt is empty"),
-    ):
-        found = artifacts.score_row_problem(row | changed)
-        assert (found is None) == (said is None) and (said or "") in (found or "")
-
-
 def test_all_that_a_run_lacks_is_said_at_once():
-    lacking = p("", rubric="rubrics/mine.txt", chat_template="t.jinja", prompt_model="gpt", sft="always", iterations=2)
-    lacking = SimpleNamespace(**{**lacking.model_dump(), "base_model": None})
+    lacking = p(rubric="rubrics/mine.txt", chat_template="t.jinja", prompt_model="gpt", sft="always", iterations=2)
+    lacking = lacking.model_copy(update={"base_model": None})
     text = "\n".join(artifacts.run_inputs(lacking, {"M0/train/sft.jsonl"}, {})[1])
     for word in (
         "base_model is not set",
@@ -157,7 +139,7 @@ def test_all_that_a_run_lacks_is_said_at_once():
         "gpt",
     ):
         assert word in text
-    assert artifacts.run_inputs(p(""), USER_DATA, {})[1] == []
+    assert artifacts.run_inputs(p(), USER_DATA, {})[1] == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +153,7 @@ def test_all_that_a_run_lacks_is_said_at_once():
     ],
 )
 def test_what_a_run_will_read_of_the_users_is_known_beforehand(values, more, expected):
-    found, problems = artifacts.run_inputs(p("", **values), USER_DATA | more, {})
+    found, problems = artifacts.run_inputs(p(**values), USER_DATA | more, {})
     assert problems == []
     assert set(found.paths) == expected | {"eval_prompts", "eval_eft"}
     assert set(found.paths.values()) <= USER_DATA | more
@@ -179,6 +161,6 @@ def test_what_a_run_will_read_of_the_users_is_known_beforehand(values, more, exp
 
 def test_a_base_model_in_the_data_repository_is_an_input():
     files = {*USER_DATA, "models/base/model.safetensors"}
-    assert artifacts.inputs("00_sft", p("", base_model="oxen:models/base"), files, {}).paths["base"] == "models/base"
+    assert artifacts.inputs("00_sft", p(base_model="oxen:models/base"), files, {}).paths["base"] == "models/base"
     with pytest.raises(UserError, match="no folder 'models/other'"):
-        artifacts.inputs("00_sft", p("", base_model="oxen:models/other"), files, {})
+        artifacts.inputs("00_sft", p(base_model="oxen:models/other"), files, {})

@@ -2,8 +2,10 @@ import pytest
 
 from self_reward.errors import UserError
 from self_reward.method import judge, prompts
-from self_reward.repository import examples, held_out, jsonl, sft_data
-from self_reward.repository.examples import Example
+from self_reward.parameters.settings import Scale
+from self_reward.repository import examples, held_out, jsonl
+from self_reward.repository.held_out import KeptOut
+from self_reward.rows import Example, Ranked, RankedResponse
 
 RUBRIC = "judge <response>{response}</response> for {prompt}. Score: <total points>"
 
@@ -11,7 +13,12 @@ RUBRIC = "judge <response>{response}</response> for {prompt}. Score: <total poin
 def test_b5_answers_are_read_under_either_column_name(tmp_path):
     path = tmp_path / "t.jsonl"
     jsonl.write(path, [{"prompt": "a", "completion": "b"}, {"prompt": "c", "response": "d", "source": "eft"}])
-    assert examples.read(path) == [Example("a", "b", "ift"), Example("c", "d", "eft")]
+    assert examples.read(path) == [(1, Example("a", "b", "ift")), (2, Example("c", "d", "eft"))]
+    rows = [{"prompt": "a", "response": empty, "completion": "b"} for empty in ("", None)]
+    jsonl.write(path, [*rows, {"prompt": "a", "response": "b", "completion": "c", "source": None}])
+    assert [row for _, row in examples.read(path)] == [Example("a", "b")] * 3
+    jsonl.write(path, [{"prompt": "a", "response": "b", "source": source} for source in ("EFT", "", "Other")])
+    assert [row.source for _, row in examples.read(path)] == ["eft", "ift", "other"]
 
 
 def test_bad_examples_are_all_named(tmp_path):
@@ -22,8 +29,8 @@ def test_bad_examples_are_all_named(tmp_path):
         examples.read(path)
     assert [problem.removeprefix(f"{path}:").split(";")[0] for problem in caught.value.problems] == [
         "1: the prompt is empty",
-        "2: no text in column response (or completion)",
-        "3: the response is int, expected str",
+        "2: missing column response (or completion)",
+        "3: response is int, expected str",
         "4: the response is empty",
     ]
 
@@ -39,13 +46,13 @@ def test_lines_are_those_of_the_file_and_all_kinds_of_problems_come_together(tmp
         examples.read(path)
     said = [problem.removeprefix(f"{path}:") for problem in caught.value.problems]
     assert [line.split(":")[0] for line in said] == ["3", "4", "5", "6", "7", "8"]
-    assert said[3:5] == ["6: the response is empty", "7: source is int, expected ift or eft"]
-    assert said[5] == "8: the response is list, expected str"
+    assert said[3:5] == ["6: the response is empty", "7: source is int, expected str"]
+    assert said[5] == "8: response is list, expected str"
     path.write_text('\n{"prompt": "a", "response": "b"}\n')
-    assert examples.read(path)[0].line == 2
+    assert examples.read(path) == [(2, Example("a", "b"))]
 
 
-@pytest.mark.parametrize("reader", [examples.read_prompts, examples.read_ranked])
+@pytest.mark.parametrize("reader", [held_out.read_prompts, held_out.read_ranked])
 def test_held_out_files_without_rows_and_empty_prompts_are_refused(tmp_path, reader):
     path = tmp_path / "eval.jsonl"
     path.write_text("")
@@ -61,7 +68,7 @@ def test_problems_of_both_held_out_files_come_together(tmp_path):
     for name in ("prompts", "eft"):
         (tmp_path / f"{name}.jsonl").write_text("x\n")
     with pytest.raises(UserError) as caught:
-        held_out.read(tmp_path / "prompts.jsonl", tmp_path / "eft.jsonl", None, fraction=0, rubric=RUBRIC, score_max=5)
+        held_out.evaluation_data(tmp_path / "prompts.jsonl", tmp_path / "eft.jsonl", None, 0, RUBRIC, Scale())
     assert [problem.split(":")[0][-13:] for problem in caught.value.problems] == [
         "prompts.jsonl",
         f"{tmp_path}/eft.jsonl"[-13:],
@@ -78,13 +85,21 @@ def test_ranked_responses_need_text_and_rank(tmp_path):
     path = tmp_path / "eft.jsonl"
     good = {"prompt": "a", "responses": [{"text": "x", "rank": 0}, {"text": "y", "rank": 1}]}
     jsonl.write(path, [good])
-    assert examples.read_ranked(path) == [("a", [("x", 0.0), ("y", 1.0)])]
-    jsonl.write(path, [good, {"prompt": "a", "responses": [{"text": "x"}, {"text": "y", "rank": True}]}])
-    with pytest.raises(UserError, match="eft.jsonl:2: response 1 is no {text, rank}"):
-        examples.read_ranked(path)
-    jsonl.write(path, [{"prompt": "a", "responses": [{"text": "x", "rank": 0}]}])
-    with pytest.raises(UserError, match="eft.jsonl:1: 1 responses; expected two or more"):
-        examples.read_ranked(path)
+    assert held_out.read_ranked(path) == [Ranked("a", [RankedResponse("x", 0.0), RankedResponse("y", 1.0)])]
+    missing = {"prompt": "a", "responses": [{"text": "x"}, {"text": "y", "rank": 1}]}
+    wrong = {"prompt": "a", "responses": [{"text": "x", "rank": 1, "more": 2}, {"text": "y", "rank": True}]}
+    jsonl.write(path, [good, missing, wrong, {"prompt": "a", "responses": [{"text": "x", "rank": 0}]}])
+    with pytest.raises(UserError) as caught:
+        held_out.read_ranked(path)
+    assert [problem.removeprefix(f"{path}:") for problem in caught.value.problems] == [
+        "2: responses[0]: missing `rank`",
+        "3: responses[1].rank is bool, expected float",
+        "4: 1 responses; expected two or more of {text, rank}",
+    ]
+
+
+def numbered(rows):
+    return list(enumerate(rows, 1))
 
 
 def eft(prompt, score, response="r"):
@@ -93,7 +108,7 @@ def eft(prompt, score, response="r"):
 
 def test_held_out_prompts_are_kept_from_sft_in_both_forms():
     rows = [Example("seen", "x", "ift"), Example("hidden", "x", "ift"), eft("seen", 3), eft("hidden", 4)]
-    kept, counts = sft_data.select(rows, rubric=RUBRIC, held_out={"hidden"}, held_out_fraction=0.0)
+    kept, counts = examples.select(numbered(rows), RUBRIC, {"hidden"})
     assert kept == [rows[0], rows[2]]
     assert counts == {"ift": 1, "eft": 1, "held_out": 2}
 
@@ -103,8 +118,7 @@ def test_judgements_that_do_not_have_the_rubrics_form_are_refused():
     with pytest.raises(
         UserError, match=r"^t.jsonl:7: source is eft.*1 of 2 rows.*prompt has 'how good is it.*--rubric"
     ):
-        rows[1] = Example("how good is it?", "Score: 3", "eft", 7)
-        sft_data.select(rows, rubric=RUBRIC, held_out=set(), held_out_fraction=0.0, path="t.jsonl")
+        examples.select([(1, rows[0]), (7, rows[1])], RUBRIC, set(), "t.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +137,7 @@ def test_judgements_that_do_not_have_the_rubrics_form_are_refused():
 def test_the_first_difference_from_the_rubric_is_shown(change, rubric_has, prompt_has):
     text = change(judge.judge_prompt(RUBRIC, "p", "r"))
     assert judge.split_judge_prompt(RUBRIC, text) is None
-    said = sft_data.difference(RUBRIC, text)
+    said = examples.difference(RUBRIC, text)
     assert prompt_has in said.split("prompt has")[-1]
     assert rubric_has is None or f"the rubric has '{rubric_has}" in said, said
 
@@ -134,10 +148,25 @@ def test_without_an_eval_folder_a_fraction_is_held_out_of_training_and_measured_
     rows = [Example(text, "x", "ift") for text in texts]
     rows += [eft(text, score, f"r{score}") for text in texts for score in (1, 4)]
     jsonl.write(path, [{"prompt": r.prompt, "response": r.response, "source": r.source} for r in rows])
-    kept, _ = sft_data.select(rows, rubric=RUBRIC, held_out=set(), held_out_fraction=0.2)
-    asked, groups = held_out.read(None, None, path, fraction=0.2, rubric=RUBRIC, score_max=5)
+    kept, _ = examples.select(numbered(rows), RUBRIC, KeptOut(frozenset(), 0.2))
+    asked, groups = held_out.evaluation_data(None, None, path, 0.2, RUBRIC, Scale())
     trained = {row.prompt for row in kept if row.source == "ift"}
     assert 20 < len(asked) < 60
     assert not trained & set(asked) and trained | set(asked) == set(texts)
-    assert {prompt for prompt, _ in groups} == set(asked) == {text for text in texts if prompts.held_out(text, 0.2)}
-    assert groups[0][1] == [("r1", 4.0), ("r4", 1.0)]  # rank: the best scored is lowest
+    expected = {text for text in texts if prompts.is_held_out(text, 0.2)}
+    assert {group.prompt for group in groups} == set(asked) == expected
+    # rank: the best scored is lowest
+    assert groups[0].responses == [RankedResponse("r1", 4.0), RankedResponse("r4", 1.0)]
+
+
+def test_what_is_kept_out_of_training_is_m0_eval_or_a_fraction(tmp_path):
+    asked, ranked = tmp_path / "prompts.jsonl", tmp_path / "eft.jsonl"
+    jsonl.write(asked, [{"prompt": "a"}])
+    jsonl.write(ranked, [{"prompt": "b", "responses": [{"text": "x", "rank": 0}, {"text": "y", "rank": 1}]}])
+    for files, prompts_of_files in (((asked, None), {"a"}), ((None, ranked), {"b"}), ((asked, ranked), {"a", "b"})):
+        kept_out = held_out.kept_out(*files, 1.0)
+        assert kept_out.prompts == prompts_of_files and "c" not in kept_out
+        assert all(prompt in kept_out for prompt in prompts_of_files)
+    texts = [f"prompt {i}" for i in range(200)]
+    kept_out = held_out.kept_out(None, None, 0.2)
+    assert [text in kept_out for text in texts] == [prompts.is_held_out(text, 0.2) for text in texts]

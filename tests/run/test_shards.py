@@ -14,6 +14,7 @@ import pytest
 
 from self_reward.errors import UserError
 from self_reward.repository import jsonl
+from self_reward.rows import Response
 from self_reward.run import shards
 from self_reward.store import open_store
 from tests.support import servers
@@ -201,12 +202,15 @@ def test_a_shard_that_was_changed_behind_its_manifest_is_named(place, parts, tmp
 
 
 def test_what_is_doubled_missing_or_foreign_in_shards_is_named_by_shard_and_prompt():
+    def row(name, n, position=None):
+        return Response(prompt_id=name, prompt="p", completion=str(n), position=position)
+
     def rows(*pairs):
-        return [{"prompt_id": name, "position": position, "n": n} for name, position in pairs for n in range(2)]
+        return [row(name, n, position) for name, position in pairs for n in range(2)]
 
     ids = ["a", "b", "c"]
     joined = shards.join([rows(("a", 0), ("c", 2)), rows(("b", 1))], ids, 2)
-    assert joined == [{"prompt_id": name, "n": n} for name in ids for n in range(2)]
+    assert joined == [row(name, n) for name in ids for n in range(2)]
     with pytest.raises(UserError) as found:
         shards.join([rows(("a", 0), ("b", 1)), rows(("b", 1), ("b", 2), ("d", 3)), rows(("c", 2))[:1]], ids, 2)
     assert found.value.problems[:-1] == [
@@ -284,19 +288,20 @@ def test_scores_are_divided_and_merged_likewise(place, merged, whole, tmp_path):
 SIXTEEN = """
 import sys
 from self_reward.parameters.stages import GenResponses
-from self_reward.repository import artifacts, jsonl
-from self_reward.run import shards, stage
+from self_reward.repository import jsonl
+from self_reward.rows import Prompt, Response
+from self_reward.run import stage
 
 def work(p, run):
-    rows = enumerate(run.rows("prompts", artifacts.PROMPT_COLUMNS, p.max_bad_rows))
     number, count = run.job.shard
-    made = [
-        {"prompt_id": row["prompt_id"], "n": n, "finish_reason": "stop", "tokens": 1, shards.POSITION: position}
-        for position, row in rows
+    rows = [
+        Response(prompt_id=row.prompt_id, prompt=row.prompt, completion=str(n), finish_reason="stop", tokens=1,
+                 position=position)
+        for position, row in enumerate(run.rows("prompts", Prompt, p.max_bad_rows))
         if position % count == number
         for n in range(2)
     ]
-    run.counts["responses"] = jsonl.write(run.output("responses"), made)
+    run.counts["responses"] = jsonl.write(run.output("responses"), rows)
     run.details["sampler"] = "none"
 
 sys.exit(stage.main("02_gen_responses", GenResponses, work, "In place of stages/02_gen_responses.py."))
@@ -321,9 +326,9 @@ def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder,
     assert [commit.id for commit in other.resolve().log][: len(commits)] == commits[::-1] and len(commits) > 2
     code, out, err = place.run("stages/02_gen_responses.py", "--merge", "--shards", "16", *seed)
     assert code == 0 and "prompts=18 responses=36 truncated=0 tokens=36" in out, err
-    rows = list(jsonl.read(pulled(place, RESPONSES, tmp_path)))
-    assert rows == [
-        {"prompt_id": f"id-{i}", "n": n, "finish_reason": "stop", "tokens": 1} for i in range(18) for n in range(2)
+    rows = list(jsonl.read(pulled(place, RESPONSES, tmp_path), Response))
+    assert [(row.prompt_id, row.completion, row.position) for row in rows] == [
+        (f"id-{i}", str(n), None) for i in range(18) for n in range(2)
     ]
     assert not place.store.branches("shards/")
     place.store.remove_branch("other")

@@ -405,7 +405,7 @@ def test_a_data_repository_that_is_broken(here, broken):
 def test_an_iteration_whose_start_is_not_there(here):
     for program, flags in (("plan", ["--start_iteration", "2"]), ("02_gen_responses", ["--iteration", "2"])):
         said = [
-            "checkpoint M1/dpo is not there; the data repository has M0/sft",
+            "checkpoint M1/dpo does not exist; the data repository has M0/sft",
             f"Make it with ./self-reward.sh stages {here}/model M0 --iterations 2 --data_repo {here}/data",
         ]
         fails(here, program, *flags, said=said)
@@ -489,7 +489,7 @@ def test_bad_rows_of_a_generated_file_stop_the_stage_above_a_bound(here):
     change_scores(here, BAD_ROWS)
     said = [
         "M0/generated/scores.jsonl: 9 of 15 rows are bad (",
-        "wrong_value 4", "not_json 2", "not_utf8 1", "missing_column 1", "wrong_type 1",
+        "wrong_value 3", "not_json 2", "wrong_type 2", "not_utf8 1", "missing_column 1",
         "M0/generated/scores.jsonl:7: not UTF-8", "M0/generated/scores.jsonl:8: not JSON",
         "M0/generated/scores.jsonl:9: missing column prompt, completion, score; found prompt_id",
         "0.01 (max_bad_rows)",
@@ -505,7 +505,7 @@ def test_bad_rows_below_the_bound_are_left_out_and_shown(here):
     manifest = json.loads((here / "data/M0/04_gen_preferences.manifest.json").read_text())
     assert manifest["counts"]["bad_rows"] == 9 and manifest["counts"]["pairs"] == 3
     shown = manifest["details"]["bad_rows"]["M0/generated/scores.jsonl"]
-    assert shown["rows"] == 15 and shown["reasons"]["wrong_value"] == 4
+    assert shown["rows"] == 15 and shown["reasons"]["wrong_value"] == 3
     assert shown["first"][0].startswith("M0/generated/scores.jsonl:7: not UTF-8")
 
 

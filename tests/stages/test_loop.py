@@ -103,7 +103,8 @@ def test_the_rows_have_the_columns_of_the_table_and_belong_together(data, done):
             for name in ("prompts", "responses", "scores", "preferences")
         }
         for name, found in rows.items():
-            assert set(found[0]) == set(artifacts.ARTIFACTS[name].columns)
+            kind = artifacts.ARTIFACTS[name].rows
+            assert list(found[0]) == [column for column in kind.__struct_fields__ if column != "position"]
         assert len(rows["prompts"]) == 24
         assert [row["prompt_id"] for row in rows["prompts"] for _ in range(4)] == [
             row["prompt_id"] for row in rows["responses"]
@@ -189,7 +190,7 @@ def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
     ended, _ = run(data, "M5", "--rubric", "no/such.txt", "--verifier", "no.such:thing", "--iteration", "7")
     assert ended.returncode == 2
     for expected in (
-        "M4/dpo is not there; the data repository has M0/dpo, M0/sft, M1/dpo",
+        "M4/dpo does not exist; the data repository has M0/dpo, M0/sft, M1/dpo",
         "no/such.txt",
         "no.such",
         "iteration is for one",

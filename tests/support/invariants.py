@@ -3,6 +3,7 @@ by test_properties.py (hypothesis) and by fuzz/ (atheris). Each raises Assertion
 else that comes out is a bug too."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from self_reward.method.asking import Sample
 from self_reward.models import policy
 from self_reward.parameters import sources, stages
 from self_reward.repository import jsonl
+from self_reward.rows import Row
 
+REASONS = {"too_long", "not_utf8", "not_json", "not_an_object", "missing_column", "wrong_type", "wrong_value"}
 # no digit, no number word, no "score"; it ends the line that stands before it
 PROSE = "\nAll in all this says it well."
 
@@ -80,7 +83,18 @@ def split(rubric: str, prompt: str, response: str) -> None:
     assert tagged == [text.strip().replace("&lt;", "<") for text in (prompt, response)], parts
 
 
-COLUMNS: dict[str, Any] = {"prompt": str, "score": (float, int, type(None))}
+class Scored(Row, dict=True, forbid_unknown_fields=True):
+    """A row of two columns that carries others along."""
+
+    prompt: str
+    score: float | None
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def columns(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "score": self.score, **self.extra}
 
 
 def jsonl_bytes(path: Path, content: bytes) -> None:
@@ -95,8 +109,8 @@ def jsonl_bytes(path: Path, content: bytes) -> None:
     problems: list[str] = []
     rows = []
     try:
-        for row in jsonl.read(path, COLUMNS):
-            rows.append(row)
+        for row in jsonl.read(path, Scored):
+            rows.append(row.columns())
     except UserError as error:
         problems = error.problems
     named = [int(problem.removeprefix(f"{path}:").partition(":")[0]) for problem in problems[: jsonl.MOST_PROBLEMS]]
@@ -109,13 +123,13 @@ def jsonl_bytes(path: Path, content: bytes) -> None:
     rows = []
     stopped = False
     try:
-        for row in jsonl.read_generated(path, COLUMNS, count, max_bad_rows=0.5):
-            rows.append(row)
+        for row in jsonl.read_generated(path, Scored, count, max_bad_rows=0.5):
+            rows.append(row.columns())
     except UserError:
         stopped = True
     assert rows == [row for _, row in good]
     assert count.reasons.total() == len(bad) and count.rows == len(good) + len(bad)
-    assert set(count.reasons) <= set(jsonl.REASONS)
+    assert set(count.reasons) <= REASONS
     assert stopped == (not good or len(bad) > len(good))
 
 
@@ -123,17 +137,25 @@ def _plain_row(line: bytes) -> dict[str, Any] | None:
     """The row in a line by the standard library's reader, or None."""
     try:
         text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-        row = json.loads(text, parse_constant=_refuse)
+        row = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         json.dumps(row, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair stands for nothing
-    except (ValueError, RecursionError):
+        if type(row) is not dict or type(row.get("prompt")) is not str or "score" not in row:
+            return None
+        if type(row["score"]) not in (int, float, type(None)):
+            return None
+        return row if row["score"] is None else {**row, "score": float(row["score"])}
+    except (ValueError, OverflowError, RecursionError):
         return None
-    if type(row) is not dict or type(row.get("prompt")) is not str or "score" not in row:
-        return None
-    return row if type(row["score"]) in (int, float, type(None)) else None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(number)
+    return value
 
 
 HEADER = b'{"request": {"n": 2}}\n'
