@@ -142,11 +142,11 @@ USERS_DATA = {
     "not JSON": (user_file(TRAIN, ROW + b"prompt,response\n"), [f"{TRAIN}:2: not JSON"]),
     "missing column": (
         user_file(TRAIN, b'{"instruction": "a", "output": "b"}\n'),
-        [f"{TRAIN}:1: missing column prompt; found instruction, output"],
+        [f"{TRAIN}:1: missing column prompt, response (or completion); found instruction, output"],
     ),
     "no answer": (
         user_file(TRAIN, b'{"prompt": "a", "output": "b"}\n'),
-        [f"{TRAIN}:1: no text in column response (or completion); found prompt, output"],
+        [f"{TRAIN}:1: missing column response (or completion); found prompt, output"],
     ),
     "not UTF-8": (user_file(TRAIN, ROW + '{"prompt": "é"}'.encode("latin-1")), [f"{TRAIN}:2: not UTF-8 at byte 12"]),
     "wrong type": (user_file(TRAIN, b'{"prompt": ["a"], "response": "b"}'), ["prompt is list, expected str"]),
@@ -200,7 +200,7 @@ def test_problems_of_all_files_come_at_once(here):
     user_file("texts/template.txt", b"\xff")(here)
     texts = ("--rubric", "texts/rubric.txt", "--prompt_template", "texts/template.txt")
     problems = (
-        f"{TRAIN}:1: not JSON", f"{TRAIN}:3: missing column prompt; found no column", f"{SEEDS} has no rows",
+        f"{TRAIN}:1: not JSON", f"{TRAIN}:3: missing column prompt, response (or completion); found no column", f"{SEEDS} has no rows",
         "M0/eval/prompts.jsonl:1: a JSON list", "M0/eval/eft.jsonl:1: 0 responses",
         "rubric texts/rubric.txt: the rubric has {prompt} 0 times",
         "prompt_template texts/template.txt: not UTF-8 at byte 0",
