@@ -410,7 +410,7 @@ def _phase(loop: Loop) -> str:
 
 
 def check_resumed(loop: Loop, before: Killed, counts: Counts) -> None:
-    """The stage that was killed must have gone on from all that was on disk. Its own log says from where."""
+    """The stage that was killed must have resumed from all that was on disk. Its own log shows from where."""
     if not before.partial or before.label == "between stages":
         return
     name = before.label.split()[-1]
@@ -419,16 +419,16 @@ def check_resumed(loop: Loop, before: Killed, counts: Counts) -> None:
         return  # killed again before it came to work
     if pieces[1] != name:
         raise Violation(f"{before.label} was killed, and {pieces[1]} came next")
-    went_on = {}
-    for file, rows in re.findall(r"going on in (\S+) after (\d+) of \d+ prompts", pieces[2]):
-        went_on[file] = int(rows)
+    resumed = {}
+    for file, rows in re.findall(r"resuming (\S+) after (\d+) of \d+ prompts", pieces[2]):
+        resumed[file] = int(rows)
     for step in re.findall(r"resuming from checkpoint-(\d+)", pieces[2]):
-        went_on["checkpoint"] = int(step)
+        resumed["checkpoint"] = int(step)
     finished = re.search(rf"^{before.label}  \d+\.\d s  ", loop.output, re.M)
     for what, n in before.partial.items():
-        if (what in went_on and went_on[what] != n) or (finished and what not in went_on):
-            raise Violation(f"{before.label} had {before.partial} on disk and went on from {went_on}")
-        if what in went_on:
+        if (what in resumed and resumed[what] != n) or (finished and what not in resumed):
+            raise Violation(f"{before.label} had {before.partial} on disk and resumed from {resumed}")
+        if what in resumed:
             counts.resumed[f"{before.label} {'checkpoint' if what == 'checkpoint' else 'samples'}"] += 1
 
 
