@@ -31,7 +31,7 @@ def prepare(p: Plan) -> None:
     try:
         # somebody may be waiting: a wrong address is reported sooner than in a stage
         soon = p.model_copy(update={"store_timeout": min(p.store_timeout, SOON_SECONDS if problems else REACH_SECONDS)})
-        unreachable = problems_of(open_data_repo(soon).exists) if is_remote(p.data_repo) else []
+        unreachable = problems_of(open_data_repo(soon).exists)
         if p.create_repo or p.seed_data:
             problems += unreachable + problems_of(lambda: check_hub_model(p))
             refuse(problems)  # nothing is made for a run that cannot begin
@@ -162,7 +162,7 @@ def check_data_repo(p: Plan) -> Snapshot:
     inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
     all_of(
         lambda: refuse(missing + files_in_the_way(p, snapshot)),
-        lambda: repository.check_writable() if is_remote(p.data_repo) else None,
+        repository.check_writable,
         lambda: check_base_model(p, inputs, repository, snapshot),
         lambda: check_data(p, inputs, repository, snapshot),
     )

@@ -48,7 +48,7 @@ def copy_seed_data(
     target = open_store(data_repo, branch=branch, **options)
     existing: set[str] = set()
     if is_remote(data_repo) or target.exists():
-        existing = _files_at_head(target, data_repo)
+        existing = _files_at_head(target)
         if train := sorted(path for path in existing if path.startswith("M0/train/") and path.endswith(".jsonl")):
             log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(train[:3]))
             return
@@ -67,12 +67,12 @@ def copy_seed_data(
     log.info("copied %d files from %s to %s, commit %s", len(files), seed_data, data_repo, copied)
 
 
-def _files_at_head(store: Store, data_repo: str) -> set[str]:
+def _files_at_head(store: Store) -> set[str]:
     """The files of a data repository; none if it has no commit yet."""
     try:
         return set(store.resolve().files)
     except NotFound:
-        if is_remote(data_repo) and not store.exists():
+        if not store.exists():
             raise
         return set()
 
