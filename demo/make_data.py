@@ -216,7 +216,7 @@ def make(data_repo: Path, seed: int) -> bool:
 
 def make_on_server(data_repo: str, seed: int) -> bool:
     """As `make`, to a repository on a server, which is made where it is missing."""
-    store: Any = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
+    store = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
     if not store.exists():
         store.create()
         print(f"{data_repo}: created, private", flush=True)

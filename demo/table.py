@@ -151,7 +151,7 @@ def _number(value: float | None) -> str:
 
 def fetch(data_repo: str, to: Path) -> None:
     """Copy the evaluations of a data repository on a server to the folder `to`."""
-    store: Any = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
+    store = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
     snapshot = store.resolve()
     if paths := [path for path in snapshot.files if re.fullmatch(r"M\d+/eval/(sft|dpo)\.json", path)]:
         store.pull(snapshot, paths, to)
