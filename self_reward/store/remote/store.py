@@ -131,12 +131,12 @@ class RemoteStore:
         with self._session() as session:
             server = session.server
             try:
-                head = reading.head(session)
+                head = reading.head(session, [])
             except NotFound:
                 if not reading.exists(server):
                     raise
                 if reading.branches(server):  # another process made the first one just now, perhaps
-                    head = reading.head(session)
+                    head = reading.head(session, [])
                 else:  # makes the branch, with a commit of nothing
                     workspace, head = workspaces.new(session, f"{workspaces.WORKSPACE}first-{uuid.uuid4().hex[:8]}")
                     workspaces.remove(server, workspace)
