@@ -70,7 +70,7 @@ def token(address: Address, variable: str = "OXEN_TOKEN", environment: Mapping[s
     is_closed = address.scheme == "https" or ":" in address.host  # a token saved for a public host is not sent in clear
     found = found.strip() or (_saved(address.host, environment) if is_closed else None) or ""
     if not found.isascii() or not found.isprintable() or " " in found:
-        raise UserError(f"{variable} has characters that no token has (a space, a line break, an accent?)")
+        raise UserError(f"{variable} holds characters that no token has (a space, a line break, an accent?)")
     return found or None
 
 
