@@ -6,8 +6,9 @@ from pathlib import Path
 
 from harness import invariants, run
 
+from self_reward.parameters.flat import flat
 from self_reward.parameters.stages import STAGES as KINDS
-from self_reward.parameters.stages import Plan, flat
+from self_reward.parameters.stages import Plan
 
 STAGES = list(KINDS)
 NAMES = list(flat(Plan))

@@ -13,7 +13,7 @@ from self_reward.errors import UserError
 from self_reward.method import judge, prompts
 from self_reward.method.asking import Sample
 from self_reward.models import policy
-from self_reward.parameters import sources, stages
+from self_reward.parameters import flat, sources, stages
 from self_reward.repository import jsonl
 from self_reward.rows import Row
 
@@ -219,7 +219,7 @@ def parameter_sources(stage: str, argv: list[str], environment: str, file: Path 
         assert len(str(error)) < 2_000 * (10 + len(argv)), f"a message of {len(str(error))} characters"
         str(error).encode("utf-8", "surrogateescape")
         return None
-    handed_on = sources.as_environment(found, list(stages.flat(kind)))
+    handed_on = sources.as_environment(found, list(flat.flat(kind)))
     again = sources.parse(kind, "", [], {sources.ENVIRONMENT: handed_on})
-    assert again == found and stages.key_parameters(again) == stages.key_parameters(found)
+    assert again == found and flat.key_parameters(again) == flat.key_parameters(found)
     return found
