@@ -95,4 +95,4 @@ for ((k = start; k < start + iterations; k++)); do
 done
 last=$((start + iterations - 1))
 run 07_export "$last"
-echo "done: the model is M$last/dpo; everything is in $data_repo, one commit a stage"
+echo "done: the model is M$last/dpo; everything is in $data_repo, one commit per stage"

@@ -84,7 +84,7 @@ def test_b6_two_iterations_run_and_every_result_is_where_its_name_says(data, don
     expected = [f"M{k} {stage}" for k in range(2) for stage in ORDER] + ["M1 07_export"]
     assert [match and match[1] for match in ran] == expected
     assert "M1 00_sft  nothing to do (M1 has no SFT; its policy is M0/dpo)" in shown
-    assert lines[-1] == f"done: the model is M1/dpo; everything is in {data}, one commit a stage"
+    assert lines[-1] == f"done: the model is M1/dpo; everything is in {data}, one commit per stage"
     of_stages = [c.message.splitlines()[0].split(":")[0] for c in reversed(commits) if c.key]
     assert of_stages == [name for name in expected if name != "M1 00_sft"]  # one commit a stage, in order (B21)
     for k in range(2):
