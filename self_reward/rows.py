@@ -15,10 +15,10 @@ import msgspec
 
 
 class Row(msgspec.Struct, omit_defaults=True):
-    """One line of a file."""
+    """One line of a file. Fields with their default are not written."""
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {}
-    """Which column may hold the values of another one that is required: required one -> the other."""
+    """Columns that a row may only lack if it has another one with their values: column -> the other one."""
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -35,9 +35,7 @@ def _prompt_problem(prompt: str) -> str | None:
 
 
 def _generated_problem(prompt_id: str, prompt: str) -> str | None:
-    if not prompt_id:
-        return "prompt_id is empty"
-    return "the prompt is empty" if not prompt or prompt.isspace() else None
+    return _prompt_problem(prompt) if prompt_id else "prompt_id is empty"
 
 
 # ---- what the user provides

@@ -177,7 +177,7 @@ def _metadata(path: str, small: Mapping[str, bytes]) -> dict[str, Any]:
 def _no_checkpoint(name: str, files: Collection[str], model: str, data_repo: str) -> str:
     wanted = re.fullmatch(r"M(\d+)/(sft|dpo)", name)
     if not wanted:
-        return f"{name!r} names no checkpoint; expected base, or a name such as M0/sft or M0/dpo"
+        return f"{name!r} is not the name of a checkpoint; expected base, or a name such as M0/sft or M0/dpo"
     existing = sorted({p.split("/models/")[0] + "/" + p.split("/")[2] for p in files if "/final_checkpoint/" in p})
     k = int(wanted[1])
     first = next((i + 1 for i in reversed(range(k)) if f"M{i}/dpo" in existing), 0)

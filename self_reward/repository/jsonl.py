@@ -27,7 +27,8 @@ R = TypeVar("R", bound=Row | dict[str, Any])
 _BOM = b"\xef\xbb\xbf"
 _HALF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_A_NUMBER = re.compile(rb"[:,\[\s]-?(NaN|Infinity)")
-_WORDS_OF_MSGSPEC = re.compile(r"(?:Expected `([^`]+)`, got `([^`]+)`|(.+?))(?: - at `\$(.+)`)?")
+_WRONG_TYPE = re.compile(r"Expected `(.+)`, got `(.+)`")  # what msgspec says
+_PLACE = re.compile(r" - at `\$(.+)`$")
 
 
 @dataclass
@@ -205,23 +206,16 @@ def _fields(kind: type[Row]) -> dict[str, msgspec.structs.FieldInfo]:
 
 
 def _type_problem(name: str, value: Any, kind: Any) -> str | None:
-    """Where in column `name` there is something other than a `kind`, in our words."""
+    """What in column `name` is not a `kind`, and where."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        said = _WORDS_OF_MSGSPEC.fullmatch(str(error))
-        assert said, "its last part matches any text"
-        expected, found, other, place = said.groups(default="")
-        types = f" is {found}, expected {expected}".replace("array", "list").replace("object", "dict")
-        return (
-            name
-            + place
-            + (
-                f": {other.replace('Object missing required field', 'missing')}"
-                if other
-                else types.replace(" | ", " or ")
-            )
-        )
+        said, place = _PLACE.sub("", str(error)), _PLACE.search(str(error))
+        name += place[1] if place else ""
+        if not (types := _WRONG_TYPE.fullmatch(said)):
+            return f"{name}: {said.replace('Object missing required field', 'missing')}"
+        expected, found = (words.replace("array", "list").replace("object", "dict") for words in types.groups())
+        return f"{name} is {found}, expected {expected.replace(' | ', ' or ')}"
     return None
 
 
