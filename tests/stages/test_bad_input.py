@@ -358,7 +358,7 @@ def test_a_parameter_file_that_cannot_be_read(here, content):
     [
         (["--responses_per_prompt", "1"], "responses_per_prompt = '1'"),
         (["--max_pairs", "3"], "max_pairs = 3 needs 6 responses"),
-        (["--min_margin", "5"], "scores differ by 5 at most"),
+        (["--min_margin", "5"], "scores differ by at most 5"),
         (["--iteration", "1"], "iteration is for one stage"),
         (["--iterations", "0"], "iterations = '0'"),
         (["--data_repo"], "expected one argument"),
