@@ -98,9 +98,10 @@ def command(step: str, place: Path) -> list[str]:
         return ["export", "M0/dpo", "--to", str(place / "cache/exported"), *known]
     if step == "plan":
         return [*words, "--start_iteration=0"]
-    from self_reward import parameters
+    from self_reward.parameters.flat import flat
+    from self_reward.parameters.stages import STAGES as KINDS
 
-    fields = parameters.STAGES[step].model_fields
+    fields = flat(KINDS[step])
     return [*(word for word in words if word.split("=")[0][2:] in fields), "--iteration=0"]
 
 

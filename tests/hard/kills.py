@@ -410,7 +410,7 @@ def _phase(loop: Loop) -> str:
 
 
 def check_resumed(loop: Loop, before: Killed, counts: Counts) -> None:
-    """The stage that was killed must have resumed from all that was on disk. Its own log shows from where."""
+    """The stage that was killed must have resumed from all that was on disk. Its own log says from where."""
     if not before.partial or before.label == "between stages":
         return
     name = before.label.split()[-1]
@@ -691,7 +691,7 @@ def table(counts: Counts) -> str:
         phases_in_all[phase] += n
     lines.append(f"{'in all':24} {counts.kills.total():5}  {dict(phases_in_all.most_common())}")
     lines.append(f"loops brought to their end and compared: {counts.loops}")
-    lines.append(f"went on from partial results: {counts.resumed.total()} times, {dict(counts.resumed)}")
+    lines.append(f"resumed from partial results: {counts.resumed.total()} times, {dict(counts.resumed)}")
     return "\n".join(lines)
 
 

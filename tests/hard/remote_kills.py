@@ -69,9 +69,10 @@ class Violation(Exception):
 def train() -> int:
     """05_dpo without a model: pulls the policy's checkpoint and writes one. In every second iteration each try writes
     other bytes, as no two runs on a GPU write the same; else the same, which the server may have a part of."""
+    from self_reward.parameters.stages import Dpo
     from self_reward.run import stage
 
-    return stage.main("05_dpo", _work, train.__doc__)
+    return stage.main("05_dpo", Dpo, _work, train.__doc__)
 
 
 def _work(p: Any, run: Any) -> None:

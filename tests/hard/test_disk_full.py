@@ -28,7 +28,7 @@ def namespace():
     ("steps", "disks", "step"),
     [("04_gen_preferences", "all", 40), ("02_gen_responses", "work,inodes", 40)],
 )
-def test_a_stage_on_a_full_disk_ends_with_75_and_goes_on_when_there_is_room(namespace, steps, disks, step):
+def test_a_stage_on_a_full_disk_ends_with_75_and_resumes_when_there_is_room(namespace, steps, disks, step):
     command = [sys.executable, "-m", "tests.hard.disk_full", "--only", steps, "--disks", disks, "--step", str(step)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
@@ -50,18 +50,19 @@ def on_full_disk(namespace, folder: Path, command: str, **environment: str) -> s
 
 
 def program(body: str) -> str:
-    code = f"import sys\nfrom self_reward.run import stage\ndef work():\n    {body}\nsys.exit(stage.guard(work, 'x'))"
+    imports = "import sys\nfrom self_reward.errors import TryAgain\nfrom self_reward.run import process, progress\n"
+    code = f"{imports}def work():\n    {body}\nsys.exit(process.guard(work, 'x'))"
     return f"{sys.executable} -c {shlex.quote(code)}"
 
 
 def test_a_log_on_a_full_disk_changes_no_exit_code(namespace, tmp_path):
     """Python would end with 120 when it cannot flush standard error or output at its end."""
     full = tmp_path / "full"
-    ended = on_full_disk(namespace, full, program("stage.log.warning('x' * 9999)") + f" 2> {full}/log")
+    ended = on_full_disk(namespace, full, program("process.log.warning('x' * 9999)") + f" 2> {full}/log")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_result_line_that_could_not_be_written_is_no_success(namespace, tmp_path):
+def test_a_result_line_that_could_not_be_written_is_not_a_success(namespace, tmp_path):
     """plan's standard output is what self-reward.sh runs."""
     full = tmp_path / "full"
     ended = on_full_disk(namespace, full, program("print('iterations=1')") + f" > {full}/log")
@@ -70,14 +71,14 @@ def test_a_result_line_that_could_not_be_written_is_no_success(namespace, tmp_pa
 
 def test_a_progress_file_on_a_full_disk_ends_no_stage(namespace, tmp_path):
     full = tmp_path / "full"
-    body = "stage.Progress()(1, 2, 'prompts')"
+    body = "progress.Progress()(1, 2, 'prompts')"
     ended = on_full_disk(namespace, full, program(body), ARGO_PROGRESS_FILE=str(full / "progress"))
     assert ended.returncode == 0 and "1/2" in ended.stderr
 
 
 def test_a_lost_termination_log_loses_neither_exit_code_nor_words(namespace, tmp_path):
     full = tmp_path / "full"
-    body = "raise stage.TryAgain('the hub is away')"
+    body = "raise TryAgain('the hub is away')"
     ended = on_full_disk(namespace, full, program(body), TERMINATION_LOG=str(full / "termination"))
     assert ended.returncode == 75 and ended.stderr.strip() == "try again: the hub is away"
 
