@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from self_reward.errors import UserError
 from self_reward.parameters.flat import flat
-from self_reward.parameters.sources import parse, shown, type_name
+from self_reward.parameters.sources import flag_options, parse
 from self_reward.parameters.stages import Repository
 
 Command = Callable[[argparse.Namespace, Any], list[str]]  # returns the lines to print
@@ -44,18 +44,10 @@ def add_command(
     command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     command.set_defaults(run=run, kind=kind)
     flags = command.add_argument_group("parameters", "These can also be set in SELF_REWARD_PARAMETERS.")
-    default = argparse.SUPPRESS
-    flags.add_argument("--parameter_file", dest="--parameter_file", metavar="FILE", default=default, help="YAML file")
-    for parameter, (_, field) in flat(kind).items():
-        flags.add_argument(
-            f"--{parameter}",
-            dest=f"--{parameter}",
-            metavar=type_name(field),
-            default=default,
-            nargs="?" if field.annotation is bool else None,
-            const="true" if field.annotation is bool else None,
-            help=f"{field.description} (default: {shown(field.default)})".replace("%", "%%"),
-        )
+    options = {"parameter_file": {"metavar": "FILE", "help": "YAML file"}}
+    options |= {parameter: flag_options(field) for parameter, (_, field) in flat(kind).items()}
+    for parameter, words in options.items():
+        flags.add_argument(f"--{parameter}", dest=f"--{parameter}", default=argparse.SUPPRESS, **words)
     return command
 
 

@@ -38,20 +38,16 @@ def nested(kind: type[Fields], values: Json) -> Json:
 
 def flattened(parameters: Fields) -> Json:
     """All values by flat name: what keys, manifests and SELF_REWARD_PARAMETERS hold."""
-    values: Json = {}
-    for name, (place, _) in flat(type(parameters)).items():
-        values[name] = reduce(getattr, place, parameters)
-    return values
+    return {name: reduce(getattr, place, parameters) for name, (place, _) in flat(type(parameters)).items()}
 
 
 def given(parameters: Fields) -> set[str]:
     """The flat names of the parameters that were set, as opposed to left at their defaults."""
-    names = set()
-    for name, (place, _) in flat(type(parameters)).items():
-        owner = reduce(getattr, place[:-1], parameters)
-        if place[-1] in owner.model_fields_set:
-            names.add(name)
-    return names
+    return {
+        name
+        for name, (place, _) in flat(type(parameters)).items()
+        if place[-1] in reduce(getattr, place[:-1], parameters).model_fields_set
+    }
 
 
 def key_parameters(parameters: Fields) -> Json:
@@ -66,7 +62,7 @@ def key_parameters(parameters: Fields) -> Json:
 
 
 def affects_output(field: FieldInfo) -> bool:
-    """Whether a field changes what a stage writes."""
+    """Whether a parameter changes what a stage writes."""
     return _extra(field).get("affects_output") is not False
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -38,9 +39,8 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
     sources: dict[str, tuple[object, str]] = {}
     for name, value in _read_environment(environment.get(ENVIRONMENT, ""), problems):
         if name in sources and sources[name][0] != value:
-            problems.append(
-                f"{ENVIRONMENT} gives {name} twice: {_short(sources[name][0])} and {_short(value)}; keep one"
-            )
+            both = f"{_short(sources[name][0])} and {_short(value)}"
+            problems.append(f"{ENVIRONMENT} gives {name} twice: {both}; keep one")
         sources[name] = (value, ENVIRONMENT)
     if file is not None:
         sources |= {name: (value, file) for name, value in _read_file(file, problems)}
@@ -51,10 +51,11 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
             for name, (_, source) in sources.items()
             if source == ENVIRONMENT and name in (*BY_STEP, *BY_TEMPLATE)
         ]
-    every = flat(Plan)
-    for name, (_, source) in sources.items():
-        if name not in every:
-            problems.append(f"unknown parameter {name[:200]} (from {source}){nearest(name)}")
+    problems += [
+        f"unknown parameter {name[:200]} (from {source}){nearest(name)}"
+        for name, (_, source) in sources.items()
+        if name not in flat(Plan)
+    ]
     fields = flat(kind)
     values = {name: _read_value(value, fields[name][1]) for name, (value, _) in sources.items() if name in fields}
     try:
@@ -73,9 +74,9 @@ def parse(kind: type[P], doc: str, argv: Sequence[str] | None = None, environmen
 def _invalid(
     error: ValidationError, kind: type[Repository], values: Json, sources: dict[str, tuple[object, str]]
 ) -> list[str]:
-    """What is wrong with each value that pydantic refuses, and what contradicts the others."""
+    """Problems with the values that pydantic refuses, and contradictions among the others."""
     names = {place: name for name, (place, _) in flat(kind).items()}
-    first: Json = {}  # of a list with a million bad words, too, the first problem alone
+    first: Json = {}  # one problem per parameter, even for a list of a million bad words
     for detail in error.errors():
         location = detail["loc"]
         name = next(names[place] for n in (1, 2) if (place := tuple(map(str, location[:n]))) in names)
@@ -87,8 +88,8 @@ def _invalid(
     ]
     good = {name: value for name, value in values.items() if name not in first}
     # a bad value has been replaced by its default, so nothing is reported about that
-    found = contradictions(flattened(kind(**nested(kind, good))))
-    return problems + [problem for problem in found if not any(name in problem for name in first)]
+    others = contradictions(flattened(kind(**nested(kind, good))))
+    return problems + [problem for problem in others if not any(name in problem for name in first)]
 
 
 def _not_canonical(parameters: Fields, sources: Mapping[str, tuple[object, str]]) -> list[str]:
@@ -102,11 +103,9 @@ def _not_canonical(parameters: Fields, sources: Mapping[str, tuple[object, str]]
 
 
 def of_workflow(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The parameters of the Argo workflow that this program is a step of, as Argo itself sees them: all are texts."""
-    return {
-        name: "" if value is None else str(value)
-        for name, value in _read_environment(environment.get(ENVIRONMENT, ""), [])
-    }
+    """The parameters of the Argo workflow that this program is a step of, as Argo itself sees them: all are strings."""
+    entries = _read_environment(environment.get(ENVIRONMENT, ""), [])
+    return {name: "" if value is None else str(value) for name, value in entries}
 
 
 def nearest(name: str) -> str:
@@ -131,13 +130,7 @@ def _read_flags(
     )
     parser.add_argument("--parameter_file", metavar="FILE", default=None, help="YAML file of parameters (presets/).")
     for name, (_, field) in flat(kind).items():
-        is_flag = field.annotation is bool
-        parser.add_argument(
-            f"--{name}",
-            metavar=type_name(field),
-            help=f"{' '.join((field.description or '').split())} (default: {shown(field.default)})".replace("%", "%%"),
-            **({"nargs": "?", "const": "true"} if is_flag else {}),  # type: ignore[arg-type]
-        )
+        parser.add_argument(f"--{name}", **flag_options(field))
     known, unknown = parser.parse_known_args(argv)
     every = flat(Plan) if unknown else {}
     for i, word in enumerate(unknown):
@@ -150,8 +143,7 @@ def _read_flags(
         elif i == 0 or not unknown[i - 1].startswith("--"):
             problems.append(f"unexpected word {word!r} on the command line")
     flags = vars(known)  # the last one of a repeated flag counts, so that a script's flags can be overridden
-    file = flags.pop("parameter_file")
-    return flags, file
+    return flags, flags.pop("parameter_file")
 
 
 def _read_environment(text: str, problems: list[str]) -> list[tuple[str, object]]:
@@ -168,8 +160,8 @@ def _read_environment(text: str, problems: list[str]) -> list[tuple[str, object]
 
 
 def _read_file(path: str, problems: list[str]) -> list[tuple[str, object]]:
-    """Every scalar as the text in the file, so that it is read as the flag would be: `branch: no`, `revision: 1234567`
-    and `seed: 010` must not become a boolean, a number and an octal number."""
+    """Every scalar as the text in the file, read as a flag would be: `branch: no`, `revision: 1234567` and `seed: 010`
+    must not become a boolean, a number and an octal number."""
     import yaml
 
     try:
@@ -184,21 +176,21 @@ def _read_file(path: str, problems: list[str]) -> list[tuple[str, object]]:
     if not isinstance(content, dict):
         problems.append(f"parameter file {path} holds a {type(content).__name__}; expected lines of `name: value`")
         return []
-    names = [str(name.value) for name, _ in node.value] if node else []
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(str(name.value) for name, _ in node.value)
+    for name in sorted(name for name, count in names.items() if count > 1):
         problems.append(f"parameter file {path} gives {name[:200]} more than once; keep one")
     return [(name, None if value == "~" else value) for name, value in content.items()]
 
 
 def _short(value: object) -> str:
-    """A value as it is shown in a message: YAML's aliases can make one that is too large to be printed."""
+    """A value as a message shows it: YAML's aliases can make one too large to be printed."""
     text = repr(value) if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
 def _read_value(value: object, field: FieldInfo) -> object:
-    """A value of any source as pydantic is to see it. JSON's true is the text `true`, as in a file: it would be 1
-    for a number. `none`, which is how an empty default is shown, is accepted."""
+    """A value of any source as pydantic is to see it. JSON's true becomes the text `true`, since pydantic would take it
+    for 1 in a number. `none`, which is how an empty default is shown, is accepted."""
     if isinstance(value, bool):
         return shown(value)
     if value in ("", "null") or (value == shown(None) and field.default is None):
@@ -209,6 +201,18 @@ def _read_value(value: object, field: FieldInfo) -> object:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def flag_options(field: FieldInfo) -> Json:
+    """What argparse needs to know of a parameter."""
+    alone = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+    text = f"{description(field)} (default: {shown(field.default)})"
+    return {"metavar": type_name(field), "help": text.replace("%", "%%"), **alone}
+
+
+def description(field: FieldInfo) -> str:
+    """The docstring of a parameter, on one line."""
+    return " ".join((field.description or "").split())
 
 
 def type_name(field: FieldInfo) -> str:

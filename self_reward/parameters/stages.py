@@ -9,25 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from self_reward.parameters.settings import (
-    Answers,
-    DpoTraining,
-    Engine,
-    Fields,
-    Hardware,
-    Judging,
-    Loading,
-    Lora,
-    PairRules,
-    PreferenceLoss,
-    PromptRules,
-    PromptSampling,
-    Scale,
-    Settings,
-    SftTraining,
-    Writing,
-    neutral,
-)
+from self_reward.parameters import settings
+from self_reward.parameters.settings import Fields, Settings, neutral
 
 # Set per step, never for a whole run.
 BY_STEP = ("iteration", "revision", "commit_file", "result_file", "stop_file", "shard", "merge", "sft_file")
@@ -98,7 +81,7 @@ class ModelStage(Common):
     """M0: a Hugging Face hub id (optionally id@revision), a folder, or oxen:<path in the data repository>."""
     sft: Literal["auto", "always", "never"] = "auto"
     """Whether an iteration begins with SFT; auto: if M{k}/train has data; never: the start model is the policy."""
-    loading: Loading = group(Loading)
+    loading: settings.Loading = group(settings.Loading)
     cache_keep: int = neutral(3, ge=1)
     """Merged checkpoints that are kept in cache_dir; the oldest are removed first."""
 
@@ -106,7 +89,7 @@ class ModelStage(Common):
 class SamplingStage(ModelStage):
     """A stage that generates text."""
 
-    engine: Engine = group(Engine)
+    engine: settings.Engine = group(settings.Engine)
 
 
 class Rubric(Fields):
@@ -138,9 +121,9 @@ class Sft(ModelStage, Rubric, HeldOut):
     chat_template: str = "auto"
     """Chat template, stored with the tokenizer at SFT: auto (the tokenizer's own, else plain), plain, or a path in the
     data repository."""
-    sft_training: SftTraining = group(SftTraining, "sft_")
-    lora: Lora = group(Lora, "lora_")
-    hardware: Hardware = group(Hardware)
+    sft_training: settings.SftTraining = group(settings.SftTraining, "sft_")
+    lora: settings.Lora = group(settings.Lora, "lora_")
+    hardware: settings.Hardware = group(settings.Hardware)
 
 
 class GenPrompts(SamplingStage, HeldOut, Generated):
@@ -151,9 +134,9 @@ class GenPrompts(SamplingStage, HeldOut, Generated):
     model)."""
     prompt_template: str = "few_shot"
     """Text that asks for a new prompt: few_shot, or a path in the data repository to a text file with {examples}."""
-    writing: Writing = group(Writing)
-    prompt_sampling: PromptSampling = group(PromptSampling, "prompt_")
-    prompt_rules: PromptRules = group(PromptRules, "prompt_")
+    writing: settings.Writing = group(settings.Writing)
+    prompt_sampling: settings.PromptSampling = group(settings.PromptSampling, "prompt_")
+    prompt_rules: settings.PromptRules = group(settings.PromptRules, "prompt_")
 
 
 class GenResponses(SamplingStage, Generated, Shards):
@@ -163,7 +146,7 @@ class GenResponses(SamplingStage, Generated, Shards):
     """Responses to each prompt. A single one makes no pair."""
     response_temperature: float = Field(0.7, gt=0)
     """Sampling temperature of responses."""
-    answers: Answers = group(Answers, "response_")
+    answers: settings.Answers = group(settings.Answers, "response_")
 
 
 class GenScores(SamplingStage, Rubric, Generated, Shards):
@@ -173,14 +156,14 @@ class GenScores(SamplingStage, Rubric, Generated, Shards):
     """Judgements of each response; their mean is its score."""
     min_parse_rate: float = neutral(0.5, ge=0, le=1)
     """Stop rule: share of judgements that must be readable."""
-    scale: Scale = group(Scale, "score_")
-    judging: Judging = group(Judging, "judge_")
+    scale: settings.Scale = group(settings.Scale, "score_")
+    judging: settings.Judging = group(settings.Judging, "judge_")
 
 
 class GenPreferences(Common, Generated):
     """04_gen_preferences"""
 
-    pair_rules: PairRules = group(PairRules)
+    pair_rules: settings.PairRules = group(settings.PairRules)
     min_pairs: int = neutral(1, ge=1)
     """Stop rule: pairs that an iteration must have."""
 
@@ -190,11 +173,11 @@ class Dpo(ModelStage, Rubric, HeldOut, Generated):
 
     eft_replay: float = Field(0.0, ge=0, lt=1)
     """Judging examples mixed in as pairs (the right judgement against one with another score), as a share of all."""
-    scale: Scale = group(Scale, "score_")
-    preference_loss: PreferenceLoss = group(PreferenceLoss)
-    dpo_training: DpoTraining = group(DpoTraining, "dpo_")
-    lora: Lora = group(Lora, "lora_")
-    hardware: Hardware = group(Hardware)
+    scale: settings.Scale = group(settings.Scale, "score_")
+    preference_loss: settings.PreferenceLoss = group(settings.PreferenceLoss)
+    dpo_training: settings.DpoTraining = group(settings.DpoTraining, "dpo_")
+    lora: settings.Lora = group(settings.Lora, "lora_")
+    hardware: settings.Hardware = group(settings.Hardware)
 
 
 class Evaluate(SamplingStage, Rubric, HeldOut):
@@ -210,9 +193,9 @@ class Evaluate(SamplingStage, Rubric, HeldOut):
     """Judgements of each held-out response."""
     verifier: str | None = None
     """module:function that is given (prompt, response) and returns a number or a dict of them, for measuring only."""
-    answers: Answers = group(Answers, "response_")
-    scale: Scale = group(Scale, "score_")
-    judging: Judging = group(Judging, "judge_")
+    answers: settings.Answers = group(settings.Answers, "response_")
+    scale: settings.Scale = group(settings.Scale, "score_")
+    judging: settings.Judging = group(settings.Judging, "judge_")
 
 
 class Export(ModelStage):
