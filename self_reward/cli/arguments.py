@@ -9,6 +9,7 @@ from self_reward.errors import UserError
 from self_reward.parameters.flat import flat
 from self_reward.parameters.sources import flag_options, parse
 from self_reward.parameters.stages import Repository
+from self_reward.types import Json
 
 Command = Callable[[argparse.Namespace, Any], list[str]]  # returns the lines to print
 
@@ -44,7 +45,7 @@ def add_command(
     command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     command.set_defaults(run=run, kind=kind)
     flags = command.add_argument_group("parameters", "These can also be set in SELF_REWARD_PARAMETERS.")
-    options = {"parameter_file": {"metavar": "FILE", "help": "YAML file"}}
+    options: Json = {"parameter_file": {"metavar": "FILE", "help": "YAML file"}}
     options |= {parameter: flag_options(field) for parameter, (_, field) in flat(kind).items()}
     for parameter, words in options.items():
         flags.add_argument(f"--{parameter}", dest=f"--{parameter}", default=argparse.SUPPRESS, **words)

@@ -72,7 +72,7 @@ def contradictions(values: Json) -> list[str]:
 
 def _in_cluster(values: Json) -> list[str]:
     """What works on one machine but not in a workflow, whose pods share no folder with the user."""
-    found = [
+    problems = [
         f"{name} = {values[name]} is a folder, and the pods of a workflow share none; give a server's address "
         "(oxen://HOST/NAMESPACE/NAME, or oxen+http://HOST/NAMESPACE/NAME)"
         for name in ("data_repo", "seed_data")

@@ -176,7 +176,7 @@ def _read_file(path: str, problems: list[str]) -> list[tuple[str, object]]:
     if not isinstance(content, dict):
         problems.append(f"parameter file {path} holds a {type(content).__name__}; expected lines of `name: value`")
         return []
-    names = Counter(str(name.value) for name, _ in node.value)
+    names = Counter(str(name.value) for name, _ in (node.value if node else ()))
     for name in sorted(name for name, count in names.items() if count > 1):
         problems.append(f"parameter file {path} gives {name[:200]} more than once; keep one")
     return [(name, None if value == "~" else value) for name, value in content.items()]
