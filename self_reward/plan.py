@@ -14,7 +14,7 @@ from self_reward.parameters.sources import as_environment, of_workflow
 from self_reward.parameters.stages import BY_STEP, Plan
 from self_reward.repository import artifacts
 from self_reward.run.checkout import Checkout, base_id, open_data_repo
-from self_reward.run.progress import Progress
+from self_reward.run.seed_data import copy_seed_data
 from self_reward.run.stage import finish
 from self_reward.run.workdir import scratch_folder
 from self_reward.store import Snapshot, Store, is_remote, recorded_sha256
@@ -25,8 +25,8 @@ SMALL = 1 << 20  # bytes; smaller files of a model on a server are read, since t
 
 
 def prepare(p: Plan) -> None:
-    """Check the run, make what it is asked to make (create_repo, seed_data), and tell the next step where to begin.
-    Raises UserError with all problems; TryAgain only where there are none."""
+    """Check the run, create the repository and copy seed data if that is asked for, and tell the next step where to
+    begin. Raises UserError with all problems; TryAgain only if nothing else is wrong."""
     problems = problems_without_data(p)
     try:
         # somebody may be waiting: a wrong address is reported sooner than in a stage
@@ -34,7 +34,7 @@ def prepare(p: Plan) -> None:
         unreachable = problems_of(open_data_repo(soon).exists)
         if p.create_repo or p.seed_data:
             problems += unreachable + problems_of(lambda: check_hub_model(p))
-            refuse(problems)  # nothing is made for a run that cannot begin
+            refuse(problems)  # nothing is created for a run that cannot begin
             bring_data(p)
         refuse(problems + unreachable if unreachable else [])
         _, snapshot = all_of(lambda: refuse(problems), lambda: check_data_repo(p))
@@ -46,7 +46,7 @@ def prepare(p: Plan) -> None:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise UserError if there are any problems."""
+    """Raise UserError if any problems exist."""
     if problems:
         raise UserError(list(problems))
 
@@ -120,39 +120,26 @@ def check_cluster() -> None:
 
 
 def check_hub_model(p: Plan) -> None:
-    """That the base model can be had, as far as that does not depend on the data repository."""
+    """Check that a base model of the hub, or in a folder, exists."""
     from self_reward.models import base_model
 
     if p.base_model and p.start_iteration == 0 and not p.base_model.startswith("oxen:"):
-        base_model.resolve(
-            p.base_model, trust_remote_code=p.loading.trust_remote_code, cache_dir=Path(p.cache_dir).expanduser()
-        )
+        base_model.resolve(p.base_model, trust_remote_code=p.loading.trust_remote_code, cache_dir=p.cache)
 
 
 # ---- the data repository
 
 
 def bring_data(p: Plan) -> None:
-    """Make the repository and copy the seed data, if that is asked for and not done yet."""
+    """Create the repository and copy the seed data, if that is asked for and not done yet."""
     if p.create_repo:
         repository = open_data_repo(p)
         if not repository.exists():
             repository.create()
             sys.stderr.write(f"plan: created {p.data_repo}, private\n")
     if p.seed_data:
-        from self_reward.run.seed_data import copy_seed_data
-
         with scratch_folder(p, "seed") as folder:
-            copy_seed_data(
-                p.data_repo,
-                p.seed_data,
-                folder,
-                branch=p.branch,
-                lock_timeout=p.lock_timeout,
-                store_timeout=p.store_timeout,
-                cache_dir=Path(p.cache_dir).expanduser(),
-                progress=Progress(),
-            )
+            copy_seed_data(p, folder)
 
 
 def check_data_repo(p: Plan) -> Snapshot:
@@ -190,7 +177,7 @@ def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
 
 
 def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: Snapshot) -> None:
-    """That the base model exists, is that of the run's checkpoints, and loads without running its code."""
+    """Check that the base model exists, is that of the run's checkpoints, and loads; its code is not run."""
     from self_reward.models import base_model
 
     folder = inputs.paths.get("base")
@@ -211,7 +198,7 @@ def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Store, snaps
 
 
 def check_model_folder(p: Plan, local: Path, name: str, left_on_server: Collection[str] = ()) -> None:
-    """Raise UserError with what keeps the model in the folder `local`, which the user knows as `name`, from loading."""
+    """Raise UserError with what keeps the model in `local`, the folder `name` to the user, from loading."""
     from self_reward.models import base_model, engines
 
     problems = base_model.folder_problems(
@@ -234,7 +221,7 @@ def check_data(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: S
 
 
 def fetch_base_model(p: Plan) -> None:
-    """Bring the base model into the cache, unless the run starts from its own full weights and needs none."""
+    """Fetch the base model into the cache, unless the run starts from its own full weights and needs none."""
     from self_reward.models import engines
     from self_reward.run import models
 

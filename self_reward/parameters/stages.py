@@ -5,6 +5,7 @@ means one thing in all stages. A group's fields get the group's prefix in front:
 `judge_temperature` (flat.py translates).
 """
 
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
@@ -41,6 +42,11 @@ class Repository(Fields):
     """Seconds to wait while another process holds the local data repository."""
     store_timeout: float = neutral(1800.0, gt=0)
     """Seconds that one Oxen operation may take. Operations on a server are retried until then if that may help."""
+
+    @property
+    def cache(self) -> Path:
+        """`cache_dir`, with ~ resolved."""
+        return Path(self.cache_dir).expanduser()
 
 
 class Common(Repository):

@@ -15,8 +15,7 @@ from self_reward.store import Snapshot, Store, is_remote, open_store
 
 
 class Checkout:
-    """`inputs`: what artifacts.py says is read; `base_id`: the base model as resolved, or None; `folder`: where copies
-    are put."""
+    """`inputs`: what artifacts.py says is read; `base_id`: the resolved base model, or None; `folder`: for copies."""
 
     def __init__(self, store: Store, snapshot: Snapshot, inputs: artifacts.Inputs, base_id: str | None, folder: Path):
         self.store, self.snapshot, self.inputs, self.base_id, self.folder = store, snapshot, inputs, base_id, folder
@@ -28,7 +27,7 @@ class Checkout:
         return name in self.inputs.paths
 
     def input(self, name: str) -> Path:
-        """The file or folder of the input `name`, copied out of the data repository and checked at its first use."""
+        """The local copy of the file or folder `name`."""
         path = self.inputs.paths[name]
         if name not in self._pulled:
             self.store.pull(self.snapshot, [path], self.folder / "inputs", progress=self.progress)
@@ -36,7 +35,7 @@ class Checkout:
         return self.folder / "inputs" / path
 
     def optional(self, name: str) -> Path | None:
-        """The same, or None where the data repository does not have it."""
+        """The same, or None if the data repository does not have it."""
         return self.input(name) if self.has(name) else None
 
     def text(self, name: str, value: str, check: Callable[[str], object] | None = None) -> str:
@@ -65,19 +64,20 @@ class Checkout:
             raise UserError([problem.replace(f"{self.folder}/inputs/", "") for problem in error.problems]) from error
 
 
-def open_data_repo(p: Repository) -> Store:
-    """The store that `data_repo` and `branch` name."""
+def open_data_repo(p: Repository, token: str = "OXEN_TOKEN") -> Store:
+    """The store that `data_repo` and `branch` name; `token`: the environment variable with a server's token."""
     return open_store(
         p.data_repo,
         branch=p.branch,
         lock_timeout=p.lock_timeout,
         store_timeout=p.store_timeout,
-        cache_dir=Path(p.cache_dir).expanduser(),
+        cache_dir=p.cache,
+        token=token,
     )
 
 
 def disks(p: Repository) -> list[Path]:
-    """The folders that may be full when a disk is."""
+    """The folders whose disk may be full."""
     folders = [p.work_dir or p.cache_dir, p.cache_dir, os.environ.get("TMPDIR", "/tmp")]
     if not is_remote(p.data_repo):
         folders.insert(0, p.data_repo)
@@ -97,7 +97,7 @@ def base_id(p: Common, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | No
         p.base_model,
         trust_remote_code=p.loading.trust_remote_code,
         read_repository=lambda path: hash_of(files_of(path.strip("/"), snapshot)),
-        cache_dir=Path(p.cache_dir).expanduser(),
+        cache_dir=p.cache,
     ).id
     if recorded and resolved != recorded:
         raise UserError(

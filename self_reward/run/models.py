@@ -24,7 +24,7 @@ def chain(checkout: Checkout, p: ModelStage, role: str) -> tuple[Path, list[Path
 
 
 def base_folder(checkout: Checkout, p: ModelStage) -> Path:
-    """The folder of the base model, fetched into cache_dir or the hub's cache if it is not there yet."""
+    """The folder of the base model, fetched into cache_dir or the hub's cache if it is missing there."""
     assert checkout.base_id is not None, "a chain that begins with the base has its id"
     resolved = base_model.Resolved(checkout.base_id, "hub", checkout.base_id)
     if checkout.has("base"):
@@ -34,7 +34,7 @@ def base_folder(checkout: Checkout, p: ModelStage) -> Path:
     return base_model.fetch(
         resolved,
         trust_remote_code=p.loading.trust_remote_code,
-        cache_dir=Path(p.cache_dir).expanduser(),
+        cache_dir=p.cache,
         pull=lambda path, to: shutil.copytree(checkout.input("base"), to, dirs_exist_ok=True),
     )
 
@@ -43,7 +43,7 @@ def load(checkout: Checkout, p: ModelStage, role: str, chat_template: str = "aut
     """The checkpoint in `role` as a plain Hugging Face folder, its adapters merged, with its tokenizer."""
     folder = checkpoints.materialise(
         *chain(checkout, p, role),
-        cache_dir=Path(p.cache_dir).expanduser(),
+        cache_dir=p.cache,
         keep=p.cache_keep,
         trust_remote_code=p.loading.trust_remote_code,
     )
@@ -69,7 +69,7 @@ def export(checkout: Checkout, p: ModelStage, role: str, to: Path) -> None:
     checkpoints.export(
         *chain(checkout, p, role),
         to,
-        cache_dir=Path(p.cache_dir).expanduser(),
+        cache_dir=p.cache,
         keep=p.cache_keep,
         trust_remote_code=p.loading.trust_remote_code,
     )
@@ -79,10 +79,7 @@ def record_training(run: Run, output: str, start: str, finetune: str, metrics: J
     """Write what the trained checkpoint is based on (the one in role `start`) and the measurements of its training."""
     parent = run.inputs.chains[start][-1]
     checkpoints.save_checkpoint_metadata(
-        run.output(output),
-        finetune=finetune,
-        parent=None if parent == "base" else parent,
-        base_model=run.base_id,
+        run.output(output), finetune=finetune, parent=None if parent == "base" else parent, base_model=run.base_id
     )
     run.counts["steps"] = metrics["steps"]
     run.details["metrics"] = metrics

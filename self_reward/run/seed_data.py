@@ -4,11 +4,13 @@ import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypedDict
 
 from self_reward.errors import UserError
+from self_reward.parameters.stages import Plan
 from self_reward.repository import artifacts
-from self_reward.store import Progress, Store, is_remote, open_store
+from self_reward.run.checkout import open_data_repo
+from self_reward.run.progress import Progress
+from self_reward.store import Store, is_remote
 from self_reward.store.content import walk
 from self_reward.store.errors import NotFound
 
@@ -17,54 +19,37 @@ log = logging.getLogger("self_reward")
 FOLDERS = ("M0/train/", "M0/eval/")  # what is copied
 
 
-class _Options(TypedDict):
-    """What both stores are opened with."""
-
-    lock_timeout: float
-    store_timeout: float
-    cache_dir: str | Path
-
-
-def copy_seed_data(
-    data_repo: str,
-    seed_data: str,
-    scratch: Path,
-    *,
-    branch: str,
-    lock_timeout: float,
-    store_timeout: float,
-    cache_dir: str | Path,
-    progress: Progress | None = None,
-) -> None:
+def copy_seed_data(p: Plan, scratch: Path) -> None:
     """Copy M0/train and M0/eval of the data repository `seed_data` (a folder, or branch main at a server's address) to
-    `data_repo`, if that has no M0/train/*.jsonl yet. One commit: a kill leaves either all of it or nothing.
+    `data_repo`, unless that has an M0/train/*.jsonl. One commit: a kill leaves either all of it or nothing.
 
-    `scratch`: an empty folder for this call alone. The folder of a local `data_repo` is made if it is missing; a remote
-    one must exist. Existing files are kept as they are. The token for `seed_data` is that of `data_repo` if both are
-    on one server, else SEED_OXEN_TOKEN. Raises NotFound if there is nothing to copy, with what exists instead; Network
-    if `seed_data` cannot be reached.
+    `scratch`: an empty folder for this call alone. The folder of a local `data_repo` is created if it is missing; a
+    remote one must exist. Existing files are kept as they are. The token for `seed_data` is that of `data_repo` if both
+    are on one server, else SEED_OXEN_TOKEN. Raises NotFound if there is nothing to copy, with what exists instead;
+    Network if `seed_data` cannot be reached.
     """
-    options: _Options = {"lock_timeout": lock_timeout, "store_timeout": store_timeout, "cache_dir": cache_dir}
-    target = open_store(data_repo, branch=branch, **options)
+    seed_data = p.seed_data or ""
+    # the token of one server is not shown to another
+    same_server = is_remote(p.data_repo) and p.data_repo.split("/")[:3] == seed_data.split("/")[:3]
+    token = "OXEN_TOKEN" if same_server else "SEED_OXEN_TOKEN"
+    target = open_data_repo(p)
     existing: set[str] = set()
-    if is_remote(data_repo) or target.exists():
+    if is_remote(p.data_repo) or target.exists():
         existing = _files_at_head(target)
         if train := sorted(path for path in existing if path.startswith("M0/train/") and path.endswith(".jsonl")):
-            log.info("seed_data is not needed: %s has %s", data_repo, ", ".join(train[:3]))
+            log.info("seed_data is not needed: %s has %s", p.data_repo, ", ".join(train[:3]))
             return
     try:
-        source, commit = _fetch(data_repo, seed_data, scratch, progress, options)
+        source, commit = _fetch(p, seed_data, token, scratch)
     except UserError as error:
-        problems = [problem.removeprefix("data_repo ") for problem in error.problems]
-        variable = _token_variable(data_repo, seed_data)
-        problems = [re.sub(r"\bOXEN_TOKEN", variable, problem) for problem in problems]
+        problems = [re.sub(r"\bOXEN_TOKEN", token, text.removeprefix("data_repo ")) for text in error.problems]
         raise type(error)([f"seed_data: {problem}" for problem in problems]) from None
     files = {path: local for path, local in source.items() if path not in existing}
-    if not is_remote(data_repo):
+    if not is_remote(p.data_repo):
         target.create()
     at = f" at commit {commit}" if commit else ""
     copied = target.put(files, message=f"seed data: M0/train and M0/eval of {seed_data}{at}")
-    log.info("copied %d files from %s to %s, commit %s", len(files), seed_data, data_repo, copied)
+    log.info("copied %d files from %s to %s, commit %s", len(files), seed_data, p.data_repo, copied)
 
 
 def _files_at_head(store: Store) -> set[str]:
@@ -77,30 +62,22 @@ def _files_at_head(store: Store) -> set[str]:
         return set()
 
 
-def _fetch(
-    data_repo: str, seed_data: str, scratch: Path, progress: Progress | None, options: _Options
-) -> tuple[dict[str, Path], str]:
+def _fetch(p: Plan, seed_data: str, token: str, scratch: Path) -> tuple[dict[str, Path], str]:
     """The files to copy (repository path -> local file), and their commit ("" for a plain folder)."""
     root = Path(seed_data).expanduser()
     if not is_remote(seed_data) and not (root / ".oxen").exists():  # a plain folder is not made into a repository
         if not root.is_dir():
             raise NotFound(f"{seed_data} is not a folder; expected one with M0/train in it, or a server's address")
         return {path: root / path for path in _seed_paths(list(walk(root)), seed_data)}, ""
-    store = open_store(seed_data, branch="main", token=_token_variable(data_repo, seed_data), **options)
+    store = open_data_repo(p.model_copy(update={"data_repo": seed_data, "branch": "main"}), token)
     snapshot = store.resolve()
     paths = _seed_paths(snapshot.files, f"{seed_data} at commit {snapshot.commit}")
-    store.pull(snapshot, paths, scratch, progress)
+    store.pull(snapshot, paths, scratch, Progress())
     return {path: scratch / path for path in paths}, snapshot.commit
 
 
-def _token_variable(data_repo: str, seed_data: str) -> str:
-    """The variable with the token for `seed_data`: the token of one server is not shown to another."""
-    same = is_remote(data_repo) and data_repo.split("/")[:3] == seed_data.split("/")[:3]
-    return "OXEN_TOKEN" if same else "SEED_OXEN_TOKEN"
-
-
 def _seed_paths(names: Collection[str], where: str) -> list[str]:
-    """Which of the files `names` are seed data: neither what a stage wrote there nor hidden files."""
+    """Those of the files `names` that are seed data: not hidden, and not written by a stage."""
     written = artifacts.written_paths(0)
     paths = [
         path

@@ -16,6 +16,7 @@ import pytest
 from self_reward import texts
 from self_reward.errors import UserError
 from self_reward.method import judge
+from self_reward.parameters.stages import Plan
 from self_reward.repository import jsonl
 from self_reward.run.seed_data import copy_seed_data
 from self_reward.store import open_store
@@ -86,7 +87,8 @@ def on_server(url: str, name: str, folder: Path, cache: Path) -> str:
 
 def seed(data_repo, seed_data, tmp_path, **changed) -> None:
     scratch = tmp_path / f"scratch{time.monotonic_ns()}"
-    copy_seed_data(str(data_repo), str(seed_data), scratch, **{**OPTIONS, "cache_dir": tmp_path / "cache", **changed})
+    options = {**OPTIONS, "cache_dir": str(tmp_path / "cache"), **changed}
+    copy_seed_data(Plan(data_repo=str(data_repo), seed_data=str(seed_data), **options), scratch)
 
 
 def resolved(data_repo, tmp_path):
@@ -221,12 +223,13 @@ def test_a_token_is_shown_to_its_own_server_only(tmp_path, monkeypatch):
 
 
 def start_seed(data_repo, given, tmp_path) -> subprocess.Popen:
-    options = {**OPTIONS, "cache_dir": str(tmp_path / "cache")}
+    repositories = {"data_repo": str(data_repo), "seed_data": str(given), "cache_dir": str(tmp_path / "cache")}
     program = (
-        "import json, sys; from pathlib import Path; from self_reward.run.seed_data import copy_seed_data; "
-        "copy_seed_data(sys.argv[1], sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[4]))"
+        "import sys; from pathlib import Path; from self_reward.parameters.stages import Plan; "
+        "from self_reward.run.seed_data import copy_seed_data; "
+        "copy_seed_data(Plan.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
     )
-    words = [str(data_repo), str(given), str(tmp_path / f"scratch{time.monotonic_ns()}"), json.dumps(options)]
+    words = [json.dumps({**OPTIONS, **repositories}), str(tmp_path / f"scratch{time.monotonic_ns()}")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", program, *words], env=environment, start_new_session=True)
 
@@ -295,5 +298,5 @@ def test_what_a_stage_wrote_is_not_copied(tmp_path):
     for name in ("sft", "dpo"):
         (source / f"M0/eval/{name}.json").write_text("{}")
     target = tmp_path / "target"
-    copy_seed_data(str(target), str(source), tmp_path / "scratch", **OPTIONS, cache_dir=tmp_path / "cache")
+    seed(target, source, tmp_path)
     assert sorted(open_store(str(target), **OPTIONS).resolve().files) == SEEDED  # 06_evaluate refuses a user's dpo.json
