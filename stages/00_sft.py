@@ -5,7 +5,6 @@ Writes  M{k}/models/sft/final_checkpoint
 Run     python stages/00_sft.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import sys
 from dataclasses import replace
 
 from self_reward.parameters.stages import Sft
@@ -37,4 +36,4 @@ def work(p: Sft, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("00_sft", Sft, work, __doc__))
+    stage.main("00_sft", Sft, work, __doc__)

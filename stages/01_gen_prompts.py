@@ -5,8 +5,6 @@ Writes  M{k}/generated/prompts.jsonl
 Run     python stages/01_gen_prompts.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import sys
-
 from self_reward.errors import all_of
 from self_reward.parameters.stages import GenPrompts
 from self_reward.rows import Prompt
@@ -52,4 +50,4 @@ def work(p: GenPrompts, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("01_gen_prompts", GenPrompts, work, __doc__))
+    stage.main("01_gen_prompts", GenPrompts, work, __doc__)

@@ -5,8 +5,6 @@ Writes  M{k}/generated/responses.jsonl; with --shard i/n part i of it; with --me
 Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import sys
-
 from self_reward.parameters.stages import GenResponses
 from self_reward.rows import Prompt, Response, response_counts
 from self_reward.run import shards, stage
@@ -53,4 +51,4 @@ def record(run: Run, rows: list[Response], prompts: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("02_gen_responses", GenResponses, work, __doc__, join=join))
+    stage.main("02_gen_responses", GenResponses, work, __doc__, join=join)

@@ -5,8 +5,6 @@ Writes  M{k}/generated/scores.jsonl; with --shard i/n part i of it; with --merge
 Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import sys
-
 from self_reward.errors import all_of
 from self_reward.parameters.stages import GenScores
 from self_reward.rows import Response, Score
@@ -65,4 +63,4 @@ def stop_rule(p: GenScores, counts: Json, details: Json) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("03_gen_scores", GenScores, work, __doc__, stop_rule=stop_rule, join=join))
+    stage.main("03_gen_scores", GenScores, work, __doc__, stop_rule=stop_rule, join=join)

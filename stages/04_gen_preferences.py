@@ -5,7 +5,6 @@ Writes  M{k}/generated/preferences.jsonl
 Run     python stages/04_gen_preferences.py --data_repo DIR --iteration 0
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -53,4 +52,4 @@ def stop_rule(p: GenPreferences, counts: Json, details: Json) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("04_gen_preferences", GenPreferences, work, __doc__, stop_rule=stop_rule))
+    stage.main("04_gen_preferences", GenPreferences, work, __doc__, stop_rule=stop_rule)

@@ -5,7 +5,6 @@ Writes  M{k}/models/dpo/final_checkpoint, which is the start model of iteration 
 Run     python stages/05_dpo.py --data_repo DIR --base_model MODEL --iteration 0
 """
 
-import sys
 from dataclasses import replace
 
 from self_reward.parameters.stages import Dpo
@@ -44,4 +43,4 @@ def work(p: Dpo, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("05_dpo", Dpo, work, __doc__))
+    stage.main("05_dpo", Dpo, work, __doc__)

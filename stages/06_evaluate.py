@@ -7,7 +7,6 @@ Run     python stages/06_evaluate.py --data_repo DIR --base_model MODEL --iterat
 """
 
 import json
-import sys
 from functools import partial
 
 from self_reward.parameters.stages import Evaluate
@@ -60,4 +59,4 @@ def work(p: Evaluate, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("06_evaluate", Evaluate, work, __doc__))
+    stage.main("06_evaluate", Evaluate, work, __doc__)

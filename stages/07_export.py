@@ -5,8 +5,6 @@ Writes  M{k}/models/dpo/merged
 Run     python stages/07_export.py --data_repo DIR --base_model MODEL --iteration 2
 """
 
-import sys
-
 from self_reward.parameters.stages import Export
 from self_reward.run import stage
 from self_reward.run.context import Run
@@ -20,4 +18,4 @@ def work(p: Export, run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.main("07_export", Export, work, __doc__))
+    stage.main("07_export", Export, work, __doc__)

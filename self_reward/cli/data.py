@@ -12,8 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from self_reward.cli.text import aligned, human, in_words, to_a_reader_that_may_leave, when
+from self_reward.cli.text import aligned, human, to_a_reader_that_may_leave, when
 from self_reward.errors import UserError
+from self_reward.run.stage import in_words
 from self_reward.store import Commit, Progress, Snapshot, Store, first_line, is_manifest
 from self_reward.store.content import blob_of, walk
 from self_reward.store.errors import NotFound

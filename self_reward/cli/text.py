@@ -1,9 +1,9 @@
-"""How sizes, times, counts and tables are written, and lines printed."""
+"""How sizes, times and tables are written, and lines printed."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from self_reward.store import Commit
 
@@ -22,11 +22,6 @@ def human(size: int) -> str:
 def when(commit: Commit) -> str:
     """A commit's time to the minute, in UTC."""
     return commit.time[:16].replace("T", " ")
-
-
-def in_words(counts: Mapping[str, object]) -> str:
-    """A stage's first counts, as in its commit message."""
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in list(counts.items())[:3])
 
 
 def plain(line: str) -> str:

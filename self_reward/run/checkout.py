@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from self_reward import texts
@@ -14,13 +15,17 @@ from self_reward.run.progress import Progress
 from self_reward.store import Snapshot, Store, is_remote, open_store
 
 
+@dataclass(eq=False)
 class Checkout:
     """`inputs`: what artifacts.py says is read; `base_id`: the resolved base model, or None; `folder`: for copies."""
 
-    def __init__(self, store: Store, snapshot: Snapshot, inputs: artifacts.Inputs, base_id: str | None, folder: Path):
-        self.store, self.snapshot, self.inputs, self.base_id, self.folder = store, snapshot, inputs, base_id, folder
-        self.progress = Progress()
-        self._pulled: set[str] = set()
+    store: Store
+    snapshot: Snapshot
+    inputs: artifacts.Inputs
+    base_id: str | None
+    folder: Path
+    progress: Progress = field(default_factory=Progress)
+    _pulled: set[str] = field(default_factory=set, init=False)
 
     def has(self, name: str) -> bool:
         """Whether the data repository has the optional input `name`."""

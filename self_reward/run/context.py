@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from self_reward.models.job import Job
-from self_reward.repository import artifacts, jsonl
+from self_reward.repository import jsonl
 from self_reward.rows import Row
 from self_reward.run.checkout import Checkout
-from self_reward.store import Snapshot, Store
 from self_reward.types import Json
 
 R = TypeVar("R", bound=Row)
@@ -17,6 +17,7 @@ R = TypeVar("R", bound=Row)
 log = logging.getLogger("self_reward")
 
 
+@dataclass(eq=False, kw_only=True)
 class Run(Checkout):
     """A checkout with a place for outputs.
 
@@ -25,22 +26,10 @@ class Run(Checkout):
     commit message and the manifest; `details`: anything else for the manifest.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        snapshot: Snapshot,
-        inputs: artifacts.Inputs,
-        base_id: str | None,
-        folder: Path,
-        *,
-        seed: int,
-        shard: tuple[int, int],
-    ):
-        super().__init__(store, snapshot, inputs, base_id, folder)
-        self.job = Job(folder / "partial", seed, self.progress, shard)
-        self.counts: Json = {}
-        self.details: Json = {}
-        self.log = log
+    job: Job
+    counts: Json = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
+    log = log
 
     def output(self, name: str) -> Path:
         """Where to write the output `name`."""

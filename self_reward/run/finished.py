@@ -9,7 +9,7 @@ from self_reward.parameters.stages import Common
 from self_reward.repository import artifacts
 from self_reward.run.manifest import names_of
 from self_reward.run.workdir import only_worker
-from self_reward.store import Snapshot, Store, commits_after, recorded_sha256
+from self_reward.store import Snapshot, Store, commits_after, first_line, recorded_sha256
 from self_reward.store.errors import Conflict
 from self_reward.types import Json
 
@@ -17,10 +17,9 @@ from self_reward.types import Json
 def find(
     store: Store, snapshot: Snapshot, key: str, manifest_path: str, *, pinned: bool, force: bool
 ) -> tuple[str | None, Json] | None:
-    """Where the result with this key is: (commit, its manifest), or None. The commit is None if only an older commit
-    has it. With a pinned `--revision` the commit is that one, or the one after it if this very step made that, so that
-    the next step can be pinned to it in turn. With `force` only the latter counts: a try of this step that was lost
-    after its commit."""
+    """The result with this key: (commit, its manifest), or None. The commit is None if only an older commit has it.
+    With a pinned `--revision` it is that commit, or the next one if this very step made that, so that the next step can
+    be pinned to it in turn. With `force` only the latter counts: a try of this step that was lost after its commit."""
     newer = commits_after(snapshot)
     if force and not newer:
         return None
@@ -38,7 +37,7 @@ def find(
 
 
 def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> Json | None:
-    """The manifest, if it has this key and shard and all outputs that it lists are in the commit."""
+    """The manifest, if it has this key and shard and the commit has all outputs that it lists."""
     manifest = json.loads(snapshot.contents.get(manifest_path, b"{}"))
     if (manifest.get("key"), manifest.get("shard")) != (key, shard):
         return None
@@ -49,7 +48,7 @@ def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str |
 def commit_again(
     store: Store, snapshot: Snapshot, key: str, manifest_path: str, inputs: artifacts.Inputs, folder: Path
 ) -> str:
-    """Bring the result of an older commit to the head again."""
+    """Commit the result of an older commit again, so that the head has it."""
     older = next(c for c in snapshot.log if c.key == key)
     with only_worker(folder):
         paths = [*inputs.outputs.values(), manifest_path]
@@ -65,21 +64,19 @@ def commit_again(
 
 
 def refuse_moved_branch(p: Common, snapshot: Snapshot) -> None:
-    """Two runs on one branch do not mix: raises Conflict if the branch has commits after the snapshot's."""
+    """Raise Conflict if the branch has commits after the snapshot's: two runs on one branch must not mix."""
     if newer := commits_after(snapshot):
-        named = [
-            f"{c.id} by {c.author or 'nobody'} at {c.time[:19]}: {c.message.splitlines()[0]!r}" for c in newer[::-1]
-        ]
-        more = f" ({len(named) - 3} more)" if len(named) > 3 else ""
+        last = [f"{c.id} by {c.author or 'nobody'} at {c.time[:19]}: {first_line(c.message)!r}" for c in newer[:-4:-1]]
+        more = f" ({len(newer) - 3} more)" if len(newer) > 3 else ""
         raise Conflict(
             f"branch {p.branch} has moved on: this stage starts from commit {snapshot.commit}, after which another run "
-            f"or person committed {'; '.join(named[:3])}{more}. To continue from the newest commit run again (without "
+            f"or person committed {'; '.join(last)}{more}. To continue from the newest commit run again (without "
             "--revision; finished stages are skipped) once the other run is over; or give each run a separate --branch"
         )
 
 
 def refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
-    """Nothing of the user's is overwritten: what no manifest lists is the user's."""
+    """Raise UserError if the stage would overwrite a file that no manifest lists: it is the user's."""
     written = recorded_sha256(snapshot.contents)
     problems = [
         f"{name} exists and was not written by a stage (no manifest lists it); move it out of the data repository, or "

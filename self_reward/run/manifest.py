@@ -1,8 +1,7 @@
 """Keys and manifests: how a stage recognises its finished work, and the record of how it was made.
 
 A key is a hash of the stage, its input files, the base model, and the parameters that affect its output. It is in the
-manifest `M{k}/<stage>.manifest.json` and in the commit message, so a stage that is run again finds its commit and loads
-nothing.
+manifest `M{k}/<stage>.manifest.json` and in the commit message, so a stage that is run again finds its commit.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "oxenai")
 
 
 def key_of(name: str, p: Common, inputs: artifacts.Inputs, base_id: str | None, snapshot: Snapshot) -> str:
-    """The key of the stage `name` with these parameters and inputs."""
+    """The key of the stage `name`, in hexadecimal digits."""
     return hash_of(
         {
             "stage": name,
@@ -59,7 +58,7 @@ def names_of(path: str, snapshot: Snapshot) -> list[str]:
 
 
 def record(name: str, p: Common, key: str, snapshot: Snapshot, run: "Run", *, stopped: str, seconds: float) -> Json:
-    """The manifest of a finished stage, whose outputs are in the run's folder."""
+    """The manifest of a finished stage with outputs in the run's folder."""
     import importlib.metadata
 
     outputs = {}

@@ -59,7 +59,7 @@ def _log_to_stderr(name: str) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a line that a full disk does not take is lost, and no traceback is shown for it
+    logging.raiseExceptions = False  # a line that a full disk refuses is lost without a traceback
 
 
 def _failed(code: int, text: str) -> int:
@@ -73,22 +73,22 @@ def _failed(code: int, text: str) -> int:
 
 
 def _shortened(text: str) -> str:
-    """What of an error's text Kubernetes shows: of a list of problems the first, else the end."""
+    """The part of an error's text that Kubernetes shows: the first problems of a list, else the end."""
     if len(text.encode()) <= MESSAGE:
         return text
     if not text.startswith(PROBLEM):
         return text.encode()[-MESSAGE:].decode(errors="ignore")
     problems = text.removeprefix(PROBLEM).split(f"\n{PROBLEM}")
     for count in range(len(problems) - 1, 0, -1):
-        said = f"{PROBLEM}" + f"\n{PROBLEM}".join(problems[:count])
-        said += f"\nand {len(problems) - count} more; the log has all"
-        if len(said.encode()) <= MESSAGE:
-            return said
+        shown = PROBLEM + f"\n{PROBLEM}".join(problems[:count])
+        shown += f"\nand {len(problems) - count} more; the log has all"
+        if len(shown.encode()) <= MESSAGE:
+            return shown
     return text.encode()[:MESSAGE].decode(errors="ignore")
 
 
 def _flush(stream: IO[str]) -> None:
-    """Flush; where that fails, drop what is left, so that Python does not fail again at its end (exit code 120)."""
+    """Flush; if that fails, drop what is left, so that Python does not fail again when it exits (exit code 120)."""
     try:
         stream.flush()
     except OSError:
@@ -98,20 +98,20 @@ def _flush(stream: IO[str]) -> None:
 
 
 def _may_pass(error: BaseException) -> str:
-    """Why the same command may succeed later, or ''. Types are told by name: torch must not be imported for this."""
+    """Why the same command may succeed later, or ''. Types are compared by name, so that torch is not imported."""
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
         return "the GPU's memory is too small for this batch, or used by another process"
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, BrokenPipeError):
-        return "what reads this program's output, or a process that it talked to, has ended"
+        return "the reader of this program's output, or a process that it talked to, has ended"
     return ""
 
 
 def _end_on_sigterm() -> None:
-    """Exit 143 on SIGTERM at once, even while the main thread is in a long call of a C library: a thread waits for the
-    byte that the signal's C handler writes."""
+    """Exit 143 on SIGTERM at once, even during a long call of a C library in the main thread: another thread waits for
+    the byte that the signal's C handler writes."""
     if threading.current_thread() is not threading.main_thread():
         return
     reader, writer = os.pipe()
@@ -132,15 +132,15 @@ def _end() -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)  # Oxen and engine processes; what they leave is repaired at the next start
     with contextlib.suppress(BaseException):
-        _failed(143, "ended by SIGTERM; run again to go on from what is on disk")
+        _failed(143, "ended by SIGTERM; run again to resume from what is on disk")
         sys.stdout.flush()
     os._exit(143)
 
 
 def _descendants(pid: int) -> list[int]:
-    found = []
+    pids = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in map(int, file.read_text().split()):
-                found += [child, *_descendants(child)]
-    return found
+                pids += [child, *_descendants(child)]
+    return pids

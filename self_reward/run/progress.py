@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""A stage's progress: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import contextlib
 import logging
@@ -18,13 +18,16 @@ class Progress:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._begun = (0.0, 0, 0)  # time, units done and units in all when the current work began
+        self._begun = (0.0, 0, 0)  # time, units done and total units when the current work began
         self._last = 0
         self._shown = 0.0
 
     def __call__(self, done: int, total: int, what: str = "") -> None:
         if total != self._begun[2] or done < self._last:
-            self._begin(done, total)
+            self._begun = (time.monotonic(), done, total)
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
         self._last = done
         if sys.stderr.isatty():
             self._draw(done, total, what)
@@ -38,12 +41,6 @@ class Progress:
         if file := os.environ.get("ARGO_PROGRESS_FILE"):
             with contextlib.suppress(OSError):  # a full disk, which is no reason to end a stage
                 Path(file).write_text(f"{done}/{total}")
-
-    def _begin(self, done: int, total: int) -> None:
-        self._begun = (time.monotonic(), done, total)
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _draw(self, done: int, total: int, what: str) -> None:
         from tqdm import tqdm

@@ -1,8 +1,8 @@
-"""A stage's work in n parts: where each part is kept, what belongs together, and one list of rows of all.
+"""A stage's work in n parts: where each part is kept, which parts belong together, and how their rows are joined.
 
-Each part, a shard, is a commit on a branch of its own, `shards/<key>/<i>-of-<n>` with the first 16 digits of the
-stage's key, so that only parts of one and the same work are found together. A row of a shard also holds its position:
-the number of the input's row that it was made from.
+Each part, a shard, is a commit on a separate branch, `shards/<key>/<i>-of-<n>` with the first 16 digits of the stage's
+key, so that only parts of the same work are joined. A row of a shard also holds its position: the number of the input
+row that it was made from.
 """
 
 import json
@@ -37,10 +37,8 @@ def branch(key: str, number: int, count: int) -> str:
 
 
 def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Any]], list[Json]]:
-    """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests.
-
-    Raises UserError that names every shard that is missing, and every one that does not belong to the others.
-    """
+    """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests. Raises
+    UserError that names every shard that is missing or does not belong to the others."""
     store, count = run.store, getattr(p, "shards", 1)
     expected = [branch(key, number, count) for number in range(count)]
     branches = store.branches(PREFIX)
@@ -79,7 +77,7 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Any]], li
             _, manifest = resolve(name)
             if manifest:
                 problems.append(
-                    f"foreign shard {manifest['shard']} in branch {name}: made with other parameters or inputs "
+                    f"foreign shard {manifest['shard']} in branch {name}: made with different parameters or inputs "
                     f"({_differences(manifest, key_parameters(p))}); run it again with the flags of this merge, or "
                     "give this merge the flags of that shard"
                 )
@@ -106,21 +104,18 @@ def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Any]], li
 
 def _differences(manifest: Json, parameters: Mapping[str, object]) -> str:
     theirs = manifest["parameters"]
-    found = [
+    differences = [
         f"{name} is {theirs.get(name)!r} there, {parameters.get(name)!r} here"
         for name in sorted({*theirs, *parameters})
         if theirs.get(name) != parameters.get(name)
     ]
-    return "; ".join(found) or "the parameters are equal: its input files or base model are others"
+    return "; ".join(differences) or "the parameters are equal: its input files or base model differ"
 
 
 def join(parts: Sequence[Sequence[A]], prompt_ids: Sequence[str], rows_each: int) -> list[A]:
     """The rows of all shards in the order of the input, whose row k has the prompt `prompt_ids[k]`; their position is
-    removed.
-
-    Raises UserError that names what is missing (an input row must have `rows_each` rows), what is there twice, and what
-    is not of this input, by shard and prompt_id.
-    """
+    removed. Raises UserError that names rows that are missing (an input row must have `rows_each`), duplicate, or not
+    made from this input, by shard and prompt_id."""
     at: list[list[A]] = [[] for _ in prompt_ids]
     owners: list[list[int]] = [[] for _ in prompt_ids]
     foreign, double, missing = [], [], []
@@ -143,7 +138,7 @@ def join(parts: Sequence[Sequence[A]], prompt_ids: Sequence[str], rows_each: int
         prompt = f"prompt {prompt_ids[position]} (row {position + 1} of the input)"
         if len(rows) > rows_each:
             where = " and ".join(f"{number}/{len(parts)}" for number in dict.fromkeys(numbers))
-            double.append(f"{prompt} is there twice: {len(rows)} rows in shard {where}, expected {rows_each}")
+            double.append(f"{prompt} occurs twice: {len(rows)} rows in shard {where}, expected {rows_each}")
         elif len(rows) < rows_each and numbers:
             missing.append(f"{prompt} has {len(rows)} of {rows_each} rows in shard {numbers[0]}/{len(parts)}")
         elif len(rows) < rows_each:

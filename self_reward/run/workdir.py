@@ -1,4 +1,4 @@
-"""Folders of uncommitted work: where they are, who may use them, when they are removed."""
+"""Folders of uncommitted work: where they are, which process may use them, when they are removed."""
 
 import contextlib
 import hashlib
@@ -15,13 +15,13 @@ from self_reward.parameters.stages import Repository
 from self_reward.store import is_remote
 
 ABANDONED_DAYS = 14  # after which partial results that nobody resumed are removed
-MUCH = 1 << 30  # bytes of other partial results that are worth a line
+MUCH = 1 << 30  # bytes of other partial results that are worth a line in the log
 
 log = logging.getLogger("self_reward")
 
 
 def folder_of(p: Repository, key: str) -> Path:
-    """Where the work with `key` keeps what is not committed yet: two repositories with equal data must not share it."""
+    """The folder of uncommitted work with `key`, separate for each repository and branch, even with equal data."""
     work_dir = Path(p.work_dir or f"{p.cache_dir}/work").expanduser().resolve()
     name = p.data_repo.rstrip("/") if is_remote(p.data_repo) else Path(p.data_repo).expanduser().resolve()
     repository = hashlib.sha256(f"{name} {p.branch}".encode()).hexdigest()
@@ -30,8 +30,8 @@ def folder_of(p: Repository, key: str) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(p: Repository, name: str) -> Iterator[Path]:
-    """A folder for the program `name`, empty and removed afterwards. What it leaves when it is killed, the next one
-    removes. Raises TryAgain while another process has it."""
+    """An empty folder for the program `name`, removed afterwards, or at the next start after a kill. Raises TryAgain
+    while another process has it."""
     folder = folder_of(p, name)
     with only_worker(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +43,7 @@ def scratch_folder(p: Repository, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_worker(folder: Path) -> Iterator[None]:
-    """Two processes must not write the same partial results."""
+    """Reserve `folder`: two processes must not write the same partial results. Raises TryAgain if it is taken."""
     try:
         with files.reserved(folder):
             yield
@@ -52,13 +52,13 @@ def only_worker(folder: Path) -> Iterator[None]:
 
 
 def remove_abandoned(own: Path) -> None:
-    """Remove the folders beside `own`, of runs of the same data repository and branch that were given up for one with
-    other parameters, when nobody has touched them for ABANDONED_DAYS. Says so when much of them is left."""
+    """Remove folders beside `own` that nobody has touched for ABANDONED_DAYS: of runs of the same data repository and
+    branch with other parameters. Logs it if much is left."""
     left = 0
     for folder in sorted({entry.with_suffix("") for entry in own.parent.glob("*")} - {own}):
         states = _states(folder)
         touched = [state.st_mtime for state in states]
-        with contextlib.suppress(FileNotFoundError):  # all there is of a process that begins; we must not be in its way
+        with contextlib.suppress(FileNotFoundError):  # a process that has just begun has nothing but its lock
             touched.append(folder.with_name(folder.name + ".lock").stat().st_mtime)
         days = (time.time() - max(touched, default=0)) / 86400
         if days < ABANDONED_DAYS:
@@ -67,12 +67,12 @@ def remove_abandoned(own: Path) -> None:
             log.info("removed %s: uncommitted work that nobody touched for %d days", folder, days)
     if left > MUCH:
         log.info(
-            "uncommitted work of other runs takes %.1f GB in %s; remove what is not wanted", left / 1e9, own.parent
+            "uncommitted work of other runs takes %.1f GB in %s; remove what is not needed", left / 1e9, own.parent
         )
 
 
 def _states(folder: Path) -> list[os.stat_result]:
-    """What is known of `folder` and all in it, less what the process that works there removes meanwhile."""
+    """The states of `folder` and all that it holds. A process that works there may remove files meanwhile."""
     states = []
     for where, _, names in os.walk(folder):
         for path in [where, *(os.path.join(where, name) for name in names)]:

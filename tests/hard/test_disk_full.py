@@ -50,8 +50,8 @@ def on_full_disk(namespace, folder: Path, command: str, **environment: str) -> s
 
 
 def program(body: str) -> str:
-    imports = "import sys\nfrom self_reward.errors import TryAgain\nfrom self_reward.run import process, progress\n"
-    code = f"{imports}def work():\n    {body}\nsys.exit(process.guard(work, 'x'))"
+    imports = "import sys\nfrom self_reward import errors\nfrom self_reward.run import process, progress"
+    code = f"{imports}\ndef work():\n    {body}\nsys.exit(process.guard(work, 'x'))"
     return f"{sys.executable} -c {shlex.quote(code)}"
 
 
@@ -78,7 +78,7 @@ def test_a_progress_file_on_a_full_disk_ends_no_stage(namespace, tmp_path):
 
 def test_a_lost_termination_log_loses_neither_exit_code_nor_words(namespace, tmp_path):
     full = tmp_path / "full"
-    body = "raise TryAgain('the hub is away')"
+    body = "raise errors.TryAgain('the hub is away')"
     ended = on_full_disk(namespace, full, program(body), TERMINATION_LOG=str(full / "termination"))
     assert ended.returncode == 75 and ended.stderr.strip() == "try again: the hub is away"
 

@@ -35,7 +35,7 @@ def test_a_reader_of_the_output_that_has_ended_is_not_a_bug(scored_repo, unbuffe
     process = start(scored_repo, PYTHONUNBUFFERED=unbuffered)
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait() == 75 and "try again: what reads this program's output" in err and "Traceback" not in err
+    assert process.wait() == 75 and "try again: the reader of this program's output" in err and "Traceback" not in err
     assert "skipped" in run(scored_repo)[1]
 
 

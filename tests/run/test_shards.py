@@ -216,7 +216,7 @@ def test_what_is_doubled_missing_or_foreign_in_shards_is_named_by_shard_and_prom
     assert found.value.problems[:-1] == [
         *["shard 1/3 has prompt b at 2, where the input has c"] * 2,
         *["shard 1/3 has prompt d at 3, where the input has none"] * 2,
-        "prompt b (row 2 of the input) is there twice: 4 rows in shard 0/3 and 1/3, expected 2",
+        "prompt b (row 2 of the input) occurs twice: 4 rows in shard 0/3 and 1/3, expected 2",
         "prompt c (row 3 of the input) has 1 of 2 rows in shard 2/3",
     ]
     with pytest.raises(UserError, match="prompt c .row 3 of the input. is in no shard"):
@@ -304,7 +304,7 @@ def work(p, run):
     run.counts["responses"] = jsonl.write(run.output("responses"), rows)
     run.details["sampler"] = "none"
 
-sys.exit(stage.main("02_gen_responses", GenResponses, work, "In place of stages/02_gen_responses.py."))
+stage.main("02_gen_responses", GenResponses, work, "In place of stages/02_gen_responses.py.")
 """
 
 

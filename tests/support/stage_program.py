@@ -24,7 +24,7 @@ def work(p, run):
     run.output("preferences").write_text("".join(f"{{row}} {{p.pair_rules.min_margin}}\\n" for row in rows))
     run.counts["pairs"] = len(rows)
 
-sys.exit(stage.main("04_gen_preferences", GenPreferences, work, "A program for tests.", stop_rule={rule}))
+stage.main("04_gen_preferences", GenPreferences, work, "A program for tests.", stop_rule={rule})
 """
 KILLED = "os.kill(os.getpid(), 9)"  # a body
 
