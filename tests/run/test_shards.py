@@ -177,7 +177,7 @@ def test_foreign_shards_are_named(place, parts, tmp_path):
     manifest |= {"key": "0" * 64, "parameters": {**manifest["parameters"], "seed": 7}}
     change(place, with_seed, tmp_path, {MANIFEST: json.dumps(manifest)})
     code, _, err = merge(place)
-    assert code == 2 and f"foreign shard 1/3 in branch {with_seed}: made with other" in err
+    assert code == 2 and f"foreign shard 1/3 in branch {with_seed}: made with different" in err
     assert "(seed is 7 there, 0 here)" in err and "missing shards of M0 02_gen_responses: 1/3." in err
     place.store.remove_branch(with_seed)
     place.store.make_branch(second, parts[second])
