@@ -1,4 +1,4 @@
-"""The Kubernetes API server, as far as it is asked here: objects by path, and lists of them."""
+"""Reading from the Kubernetes API server: objects by path, and lists of them."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ class Api:
 
 
 def connect() -> tuple[Api, str]:
-    """The cluster of this pod and its namespace; outside of a pod those of the KUBECONFIG, for trying things out."""
+    """The cluster and namespace of this pod; outside a pod those of KUBECONFIG, for trying things out."""
     try:
         config.load_incluster_config()
         settings = client.Configuration.get_default_copy()

@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from self_reward.cluster import Findings
 from self_reward.cluster.api import Api, Forbidden
-from self_reward.cluster.findings import Findings
 from self_reward.cluster.nodes import node_problems
 from self_reward.cluster.objects import check_claim, key_problems, wanted_claims, wanted_config_maps, wanted_secrets
 from self_reward.cluster.pods import QUEUE, Object, Pod, names, pods_of_run
@@ -15,20 +15,16 @@ TEMPLATES = ("self-reward", "self-reward-stages")  # WorkflowTemplates: the flow
 
 def check_run(api: Api, namespace: str, parameters: Mapping[str, str]) -> Findings:
     """What the pods of a run with these parameters of the workflow lack. The most telling problems come first. Raises
-    TryAgain where the API server cannot be reached."""
+    TryAgain if the API server cannot be reached."""
     findings = Findings()
     inside = f"/api/v1/namespaces/{namespace}"
     templates = _templates(api, namespace, findings)
     if not templates:
         return findings
     pods = pods_of_run(templates, parameters)
-    limit_ranges: list[Object] = []
-    with _noted("LimitRanges", findings):
-        limit_ranges = api.list(f"{inside}/limitranges")
-    nodes: list[Object] | None = None  # not checked
-    if parameters.get("check_nodes") != "false":
-        with _noted("nodes", findings):
-            nodes = api.list("/api/v1/nodes")
+    limit_ranges = _list(api, f"{inside}/limitranges", "LimitRanges", findings) or []
+    checked = parameters.get("check_nodes") != "false"
+    nodes = _list(api, "/api/v1/nodes", "nodes", findings) if checked else None
     for kind, wanted in (("Secret", wanted_secrets(pods)), ("ConfigMap", wanted_config_maps(pods))):
         for name, keys in wanted.items():
             with _noted(f"{kind} {name}", findings):
@@ -51,9 +47,7 @@ def check_run(api: Api, namespace: str, parameters: Mapping[str, str]) -> Findin
     for name in sorted({pod.labels[QUEUE] for pod in pods if pod.labels.get(QUEUE)}):
         with _noted(f"LocalQueue {name}", findings):
             findings.add(_check_queue(api, namespace, name))
-    quotas: list[Object] = []
-    with _noted("ResourceQuotas", findings):
-        quotas = api.list(f"{inside}/resourcequotas")
+    quotas = _list(api, f"{inside}/resourcequotas", "ResourceQuotas", findings) or []
     findings.add(check_quotas(pods, quotas, limit_ranges))
     findings.problems += limit_problems(pods, limit_ranges)
     return findings
@@ -61,15 +55,22 @@ def check_run(api: Api, namespace: str, parameters: Mapping[str, str]) -> Findin
 
 @contextlib.contextmanager
 def _noted(what: str, findings: Findings) -> Iterator[None]:
-    """A part of the check that is left out, with a note, where the service account may not read `what`."""
+    """A part of the check that is left out, with a note, if the service account may not read `what`."""
     try:
         yield
     except Forbidden:
         findings.notes.append(f"{what}: not checked, the service account may not read it")
 
 
+def _list(api: Api, path: str, what: str, findings: Findings) -> list[Object] | None:
+    """All objects at `path`; None, with a note, if they may not be read."""
+    with _noted(what, findings):
+        return api.list(path)
+    return None
+
+
 def _templates(api: Api, namespace: str, findings: Findings) -> list[Object]:
-    """The chart's WorkflowTemplates; none where one is missing or cannot be read."""
+    """The chart's WorkflowTemplates; [] if one is missing or may not be read."""
     templates = []
     for name in TEMPLATES:
         template = None
@@ -88,11 +89,9 @@ def _templates(api: Api, namespace: str, findings: Findings) -> list[Object]:
 def _check_claims(
     api: Api, inside: str, claims: Mapping[str, Sequence[Pod]], shared: bool, findings: Findings
 ) -> dict[str, Object]:
-    """Check each claim; the volumes of those that have one, by the claim's name. `shared`: pods on several nodes may
-    want to mount a claim at the same time."""
-    classes: list[Object] | None = None
-    with _noted("StorageClasses", findings):
-        classes = api.list("/apis/storage.k8s.io/v1/storageclasses")
+    """Check each claim; returns their volumes by the claims' names. `shared`: pods on several nodes may want to mount a
+    claim at the same time."""
+    classes = _list(api, "/apis/storage.k8s.io/v1/storageclasses", "StorageClasses", findings)
     volumes = {}
     for name, users in claims.items():
         claim = None

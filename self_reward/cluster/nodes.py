@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from self_reward.cluster.findings import listed
+from self_reward.cluster import listed
 from self_reward.cluster.objects import wanted_claims
-from self_reward.cluster.pods import QUEUE, Object, Pod, names
-from self_reward.cluster.resources import Amounts, quantity, resources_of, shown
+from self_reward.cluster.pods import QUEUE, Amounts, Object, Pod, names, quantity, resources_of, shown
 
 PASSING_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")  # not ready, under pressure: for now
 ZERO = Decimal(0)
@@ -32,10 +31,8 @@ def node_problems(
         alike.setdefault(json.dumps(demands, default=str), []).append(pod)
     problems = []
     for group in alike.values():
-        pod = group[0]
-        if problem := _problem(
-            _needed(pod, limit_ranges), nodes, [_refusal(node, pod, volumes or {}) for node in nodes]
-        ):
+        refusals = [_refusal(node, group[0], volumes or {}) for node in nodes]
+        if problem := _problem(_needed(group[0], limit_ranges), nodes, refusals):
             problems.append(f"{names(group)}: {problem}")
     if problems:
         problems[-1] += (
@@ -51,8 +48,8 @@ def _needed(pod: Pod, limit_ranges: Sequence[Object]) -> Amounts:
 
 
 def _problem(needed: Amounts, nodes: Sequence[Object], refusals: Sequence[str | None]) -> str | None:
-    """Why none of the nodes can run a pod that needs so much; None where one can. `refusals`: for each node why it does
-    not take the pod, whatever its size; None where it does."""
+    """Why no node can run a pod that needs so much; None if one can. `refusals`: for each node, why it does not take
+    the pod whatever its size, or None."""
     node_names = [node["metadata"]["name"] for node in nodes]
     sizes = dict(zip(node_names, map(_allocatable, nodes), strict=True))
     reasons = {name: refusal for name, refusal in zip(node_names, refusals, strict=True) if refusal}
@@ -64,13 +61,12 @@ def _problem(needed: Amounts, nodes: Sequence[Object], refusals: Sequence[str | 
         why = listed(f"{name} {reason}" for name, reason in reasons.items())
         return f"no node takes this pod: {why or 'the cluster has no nodes'}"
     scarce = [r for r, least in needed.items() if all(sizes[name].get(r, ZERO) < least for name in willing)]
-    # where none is scarce, every resource is on some node, but not all of them on one; GPUs come first
-    told = sorted(scarce or needed, key=lambda resource: ("/" not in resource, resource))
-    wanted = " and ".join(shown(resource, needed[resource]) for resource in told)
-    largest_first = sorted(willing, key=lambda name: [-sizes[name].get(resource, ZERO) for resource in told])
+    # if none is scarce, every resource is on some node, but not all of them on one; GPUs come first
+    compared = sorted(scarce or needed, key=lambda resource: ("/" not in resource, resource))
+    wanted = " and ".join(shown(r, needed[r]) for r in compared)
+    largest_first = sorted(willing, key=lambda name: [-sizes[name].get(r, ZERO) for r in compared])
     offers = (
-        f"{name} has {' and '.join(shown(resource, sizes[name].get(resource, ZERO)) for resource in told)}"
-        for name in largest_first
+        f"{name} has {' and '.join(shown(r, sizes[name].get(r, ZERO)) for r in compared)}" for name in largest_first
     )
     others = listed(f"{name} {reasons[name]}" for name in large)
     return (
@@ -85,7 +81,7 @@ def _allocatable(node: Object) -> Amounts:
 
 
 def _refusal(node: Object, pod: Pod, volumes: Mapping[str, Object]) -> str | None:
-    """Why a node does not take a pod, however small; None where it does."""
+    """Why a node does not take a pod, however small; None if it does."""
     labels = node["metadata"].get("labels", {})
     for key, value in pod.spec["nodeSelector"].items():
         if labels.get(key) != value:
@@ -109,7 +105,7 @@ def _refusal(node: Object, pod: Pod, volumes: Mapping[str, Object]) -> str | Non
 
 
 def _selected(node: Object, selector: Object | None) -> bool:
-    """Whether a NodeSelector takes a node; None takes all. What compares numbers (Gt, Lt) is assumed to hold."""
+    """Whether a NodeSelector matches a node; None matches all. Gt and Lt are assumed to hold."""
     if not selector:
         return True
     labels, fields = node["metadata"].get("labels", {}), {"metadata.name": node["metadata"]["name"]}

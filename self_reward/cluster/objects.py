@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from self_reward.cluster.findings import Findings
+from self_reward.cluster import Findings
 from self_reward.cluster.pods import Object, Pod, names
 
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -54,7 +54,7 @@ def wanted_claims(pods: Sequence[Pod]) -> dict[str, list[Pod]]:
 
 
 def key_problems(kind: str, name: str, content: Object | None, wanted: Mapping[str, Sequence[Pod]]) -> list[str]:
-    """What is wrong with a Secret or ConfigMap. `content`: the object, None where it does not exist; `wanted`: the keys
+    """What is wrong with a Secret or ConfigMap. `content`: the object, None if it does not exist; `wanted`: the keys
     that pods need of it."""
     keys = [key for key in wanted if key]
     if content is None:
@@ -73,31 +73,28 @@ def key_problems(kind: str, name: str, content: Object | None, wanted: Mapping[s
 
 def check_claim(name: str, claim: Object | None, classes: Sequence[Object] | None, users: Sequence[Pod]) -> Findings:
     """Whether a PersistentVolumeClaim (None: it does not exist) has a volume, or can get one. `classes`: all
-    StorageClasses, None where they cannot be read."""
+    StorageClasses, None if they cannot be read."""
     where = f"PersistentVolumeClaim {name} (mounted by {names(users)})"
     if claim is None:
-        return Findings([f"{where} is missing; the chart makes it, or takes the name of an existing one"])
+        return Findings([f"{where} is missing; the chart creates it, or takes the name of an existing one"])
     phase, spec = claim.get("status", {}).get("phase"), claim["spec"]
     if phase == "Lost":
         return Findings([f"{where} is Lost: its volume {spec.get('volumeName', '')} is gone; delete and recreate it"])
     if phase != "Pending" or spec.get("volumeName") or classes is None:
         return Findings()
     by_name = {item["metadata"]["name"]: item for item in classes}
-    wanted = spec.get("storageClassName")
+    has, wanted = ", ".join(sorted(by_name)), spec.get("storageClassName")
     if wanted is None:
         wanted = next((class_name for class_name, item in by_name.items() if _is_default(item)), None)
         if wanted is None:
-            has = f"none of {', '.join(sorted(by_name))} is the default" if by_name else "the cluster has none"
-            return Findings([f"{where} is Pending: it names no storage class, and {has}"])
+            why = f"none of {has} is the default" if by_name else "the cluster has none"
+            return Findings([f"{where} is Pending: it names no storage class, and {why}"])
     if wanted == "":
-        return Findings(
-            [f"{where} is Pending: it waits for a volume made by hand (storageClassName ''), and none fits"]
-        )
+        problem = f"{where} is Pending: it waits for a volume made by hand (storageClassName ''), and none fits"
+        return Findings([problem])
     if wanted not in by_name:
-        has = ", ".join(sorted(by_name)) or "none"
-        return Findings(
-            [f"{where} is Pending: there is no storage class {wanted} (the cluster has {has}), and no volume fits"]
-        )
+        why = f"there is no storage class {wanted} (the cluster has {has or 'none'}), and no volume fits"
+        return Findings([f"{where} is Pending: {why}"])
     if by_name[wanted].get("volumeBindingMode") == "WaitForFirstConsumer":
         note = (
             f"{where} gets its volume where the first pod runs (fetch-model, on CPU). Where volumes belong to a zone "

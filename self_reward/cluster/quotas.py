@@ -6,9 +6,8 @@ from decimal import Decimal
 
 from kubernetes.utils import parse_quantity
 
-from self_reward.cluster.findings import Findings
-from self_reward.cluster.pods import Object, Pod, names
-from self_reward.cluster.resources import limit_items, one_pod_per_container, quantity, resources_of, shown
+from self_reward.cluster import Findings
+from self_reward.cluster.pods import Object, Pod, limit_items, names, per_container, quantity, resources_of, shown
 
 
 def check_quotas(pods: Sequence[Pod], quotas: Sequence[Object], limit_ranges: Sequence[Object] = ()) -> Findings:
@@ -65,7 +64,7 @@ def _states(pod: Pod, resource: str, limit_ranges: Sequence[Object]) -> bool:
     kind, _, rest = resource.partition(".") if "." in resource else ("requests", "", resource)
     if rest not in ("cpu", "memory") or kind not in ("requests", "limits"):
         return True
-    return all(rest in resources_of(part, limit_ranges)[kind == "limits"] for part in one_pod_per_container(pod))
+    return all(rest in resources_of(part, limit_ranges)[kind == "limits"] for part in per_container(pod))
 
 
 def limit_problems(pods: Sequence[Pod], limit_ranges: Sequence[Object]) -> list[str]:
@@ -89,7 +88,7 @@ def limit_problems(pods: Sequence[Pod], limit_ranges: Sequence[Object]) -> list[
                         f"ask for {more}: {names(refused)}"
                     )
     for pod in pods:
-        for part in one_pod_per_container(pod):
+        for part in per_container(pod):
             requests, limits = resources_of(part, limit_ranges)
             for resource, asked in requests.items():
                 if asked > limits.get(resource, asked):
@@ -103,5 +102,5 @@ def limit_problems(pods: Sequence[Pod], limit_ranges: Sequence[Object]) -> list[
 
 def _asked(pod: Pod, kind: str, resource: str, limit_ranges: Sequence[Object]) -> list[Decimal]:
     """Requests and limits of a resource: of the pod as a whole, of each of its containers, or of a volume (none)."""
-    units = {"Pod": [pod], "Container": one_pod_per_container(pod)}.get(kind, [])
+    units = {"Pod": [pod], "Container": per_container(pod)}.get(kind, [])
     return [part[resource] for unit in units for part in resources_of(unit, limit_ranges) if resource in part]

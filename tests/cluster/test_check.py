@@ -6,9 +6,8 @@ import pytest
 from kubernetes import client
 from kubernetes.config import incluster_config
 
-from self_reward.cluster import api
+from self_reward.cluster import Findings, api
 from self_reward.cluster.check import check_run
-from self_reward.cluster.findings import Findings
 from self_reward.cluster.pods import QUEUE
 from self_reward.errors import TryAgain
 from tests.deploy.test_helm import rendered

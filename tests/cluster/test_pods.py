@@ -1,11 +1,12 @@
-"""Which pods a run has, and what the chart's templates and the parameters make of each."""
+"""Which pods a run has, what each is made of, and how much it asks for."""
+
+from decimal import Decimal
 
 import pytest
 
 from self_reward.cluster.objects import wanted_claims, wanted_secrets
-from self_reward.cluster.pods import pods_of_run
-from self_reward.cluster.resources import resources_of
-from tests.support.kubernetes_objects import DEFAULTS, GIB, templates
+from self_reward.cluster.pods import pods_of_run, resources_of
+from tests.support.kubernetes_objects import DEFAULTS, GIB, pod, templates
 
 
 def test_pods_have_the_gpus_claims_and_secrets_that_the_parameters_ask_for():
@@ -69,3 +70,11 @@ def test_only_mounted_volumes_count():
     volumes = [{"name": n, "persistentVolumeClaim": {"claimName": f"claim-{n}"}} for n in ("a", "b")]
     run = pods_of({"container": {"image": "x", "volumeMounts": [{"name": "b", "mountPath": "/b"}]}}, volumes=volumes)
     assert list(wanted_claims(run)) == ["claim-b"]
+
+
+def test_requests_default_to_limits_and_to_the_limit_ranges_defaults():
+    ranges = [{"spec": {"limits": [{"type": "Container", "default": {"cpu": "2"}, "defaultRequest": {"cpu": "500m"}}]}}]
+    assert resources_of(pod(limits={"memory": "1Gi"})) == ({"memory": GIB}, {"memory": GIB})
+    assert resources_of(pod(), ranges) == ({"cpu": Decimal("0.5")}, {"cpu": 2})
+    assert resources_of(pod(limits={"cpu": "4"}), ranges) == ({"cpu": 4}, {"cpu": 4})
+    assert resources_of(pod(requests={"cpu": "{{=x}}"})) == ({}, {})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from self_reward.cluster.findings import Findings
+from self_reward.cluster import Findings
 from self_reward.cluster.quotas import check_quotas, limit_problems
 from tests.support.kubernetes_objects import GPU, pod, quota
 
