@@ -83,7 +83,7 @@ def check_claim(name: str, claim: Object | None, classes: Sequence[Object] | Non
     if phase != "Pending" or spec.get("volumeName") or classes is None:
         return Findings()
     by_name = {item["metadata"]["name"]: item for item in classes}
-    has, wanted = ", ".join(sorted(by_name)), spec.get("storageClassName")
+    has, wanted = ", ".join(sorted(by_name)) or "none", spec.get("storageClassName")
     if wanted is None:
         wanted = next((class_name for class_name, item in by_name.items() if _is_default(item)), None)
         if wanted is None:
@@ -93,8 +93,8 @@ def check_claim(name: str, claim: Object | None, classes: Sequence[Object] | Non
         problem = f"{where} is Pending: it waits for a volume made by hand (storageClassName ''), and none fits"
         return Findings([problem])
     if wanted not in by_name:
-        why = f"there is no storage class {wanted} (the cluster has {has or 'none'}), and no volume fits"
-        return Findings([f"{where} is Pending: {why}"])
+        problem = f"{where} is Pending: there is no storage class {wanted} (the cluster has {has}), and no volume fits"
+        return Findings([problem])
     if by_name[wanted].get("volumeBindingMode") == "WaitForFirstConsumer":
         note = (
             f"{where} gets its volume where the first pod runs (fetch-model, on CPU). Where volumes belong to a zone "
