@@ -7,6 +7,7 @@ from self_reward.models import chat
 from self_reward.models.job import Job
 from self_reward.models.policy import Policy
 from self_reward.parameters.settings import Judging, Scale
+from self_reward.rows import Score
 from tests.support.engines import load_engine
 from tests.support.saying import Saying
 
@@ -80,3 +81,18 @@ def test_a_forced_score_is_the_expected_value_over_the_digits(tiny_model, tmp_pa
         expected = (torch.softmax(logits, 0) * torch.arange(6)).sum().item()
         assert math.isclose(vote, expected, abs_tol=1e-4)
     assert judged.score == pytest.approx(sum(judged.votes) / 2)
+
+
+def test_votes_are_counted_and_unreadable_judgements_are_shown_once():
+    def row(score, votes, reasoning):
+        return Score(prompt_id="1", prompt="p", completion="c", score=score, votes=votes, reasoning=reasoning)
+
+    rows = [
+        row(2.0, [2.0, None], ["Score: 2", "what?"]),
+        row(None, [None, None], ["what?", "no"]),
+        row(None, [None, None], ["never", "ever"]),
+        row(1.0, [1.0], ["Score: 1"]),
+    ]
+    assert scoring.counts(rows) == {"responses": 4, "votes": 7, "unreadable_votes": 5, "unscored_responses": 2}
+    assert scoring.unreadable_samples(rows) == ["what?", "no", "never"]
+    assert scoring.unreadable_samples(rows[3:]) == []
