@@ -302,6 +302,8 @@ FAULTS = {
         lambda a: given(step(a, "improve", "dpo"), "stage").update(value="05_dp"),
         lambda a: given(step(a, "iteration", "scores"), "stage").update(value="02_gen_responses"),
         lambda a: main(a, "merge")["args"].__setitem__(0, "stages/join.py"),
+        lambda a: main(a, "merge")["args"].remove("--merge"),
+        lambda a: main(a, "generate-shard")["args"].append("--merge"),
         lambda a: main(a)["args"].extend(["--comit_file", "x"]),
         lambda a: main(a)["args"].extend(["--beta", "0.1"]),
         lambda a: main(a)["args"].remove("--iteration"),

@@ -526,6 +526,8 @@ def programs_and_flags_are_there(documents: list[Document]) -> list[str]:
                 found.append(f"{name}: {word} is not a parameter")
             if word.startswith("--") and word[2:] not in (*BY_STEP, *BY_TEMPLATE):
                 found.append(f"{name}: {word} is for the whole run: it comes with SELF_REWARD_PARAMETERS")
+        if ("--merge" in words) != (name == "merge"):
+            found.append(f"{name}: --merge joins shards, in the step merge alone")
     return found
 
 
