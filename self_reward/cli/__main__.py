@@ -1,4 +1,4 @@
-"""self-reward: commands for the results and the data of a run. commands.py has them, --help lists them."""
+"""self-reward: commands for the results and the data of a run (commands.py)."""
 
 import sys
 
@@ -16,7 +16,7 @@ def main() -> int:
 
 
 def run(words: list[str]) -> None:
-    """Run the command that `words` are."""
+    """Run the command line `words`. Raises UserError for every unknown word and wrong parameter in it."""
     if words == ["export"]:
         words = ["export", "--help"]
     given, unknown = parser().parse_known_args(words)

@@ -1,4 +1,4 @@
-"""The words of a command line: sub-commands, flags and words in any order, and the parameters among the flags."""
+"""Command lines of sub-commands, with parameters among the flags; flags and words may come in any order."""
 
 import argparse
 import re

@@ -1,7 +1,6 @@
-"""What differs between two commits of a data repository, or between two iterations of a run, as lines of text.
+"""Differences between two commits of a data repository, or between two iterations of a run, as lines of text.
 
-Only what is needed is copied out of the repository, to a scratch folder; files of rows are read row by row, and 16
-bytes of hashes are kept per row.
+Only what is needed is copied out of the repository; files of rows are read row by row, with 16 bytes of hashes per row.
 """
 
 import json
@@ -50,20 +49,17 @@ def commits(store: Any, old: Snapshot, new: Snapshot, path: str, scratch: Path) 
             groups.setdefault(units[name], []).append(name)
     if not groups:
         return [*lines, f"nothing differs{f' below {path}' if path else ''}"]
-    looked_at = [
-        name for unit, names in groups.items() if unit == names[0] for name in names if _is_shown(name, old, new)
-    ]
+    looked_at = [names[0] for unit, names in groups.items() if unit == names[0] and _is_shown(unit, old, new)]
     if looked_at:
         store.pull(old, looked_at, scratch / "old")
         store.pull(new, looked_at, scratch / "new")
     for unit, names in groups.items():
-        removed, added = [n for n in names if n not in after], [n for n in names if n not in before]
-        sizes = f"{human(sum(before.get(n, 0) for n in names))} -> {human(sum(after.get(n, 0) for n in names))}"
-        if len(added) == len(names):
-            sizes = human(sum(after[n] for n in names))
-        elif len(removed) == len(names):
-            sizes = human(sum(before[n] for n in names))
-        sign = "+" if len(added) == len(names) else "-" if len(removed) == len(names) else "~"
+        old_size, new_size = (human(sum(sizes.get(n, 0) for n in names)) for sizes in (before, after))
+        sign, sizes = "~", f"{old_size} -> {new_size}"
+        if not before.keys() & names:
+            sign, sizes = "+", new_size
+        elif not after.keys() & names:
+            sign, sizes = "-", old_size
         number = f", {len(names)} files" if unit != names[0] else ""
         line = f"{sign} {unit}  {sizes}{number}"
         if unit not in looked_at:
@@ -78,7 +74,7 @@ def commits(store: Any, old: Snapshot, new: Snapshot, path: str, scratch: Path) 
 
 def _named(snapshot: Snapshot) -> str:
     commit: Commit | None = next((commit for commit in snapshot.log if commit.id == snapshot.commit), None)
-    return f"{snapshot.commit[:12]}" + (f"  {when(commit)}  {first_line(commit.message)}" if commit else "")
+    return snapshot.commit[:12] + (f"  {when(commit)}  {first_line(commit.message)}" if commit else "")
 
 
 def _below(snapshot: Snapshot, path: str) -> dict[str, int]:
@@ -185,8 +181,8 @@ def _value(leaves: Json, key: str) -> str:
 
 
 def iterations(store: Any, snapshot: Snapshot, old: str, new: str, path: str, scratch: Path) -> list[str]:
-    """Two iterations (M0, M1) of one commit side by side: each stage's counts and seconds, the parameters that differ,
-    what was measured, how many prompts they share, and what only one of them has. `path`: only what is below it in
+    """Two iterations (M0, M1) of one commit side by side: each stage's counts and seconds, parameters that differ,
+    measurements, the number of shared prompts, and files that only one of them has. `path`: only what is below it in
     both, such as eval. Raises NotFound for an iteration without files."""
     pair = (old, new)
     for iteration in pair:

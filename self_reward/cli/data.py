@@ -37,9 +37,9 @@ class Written(NamedTuple):
 
 
 def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
-    """The files of a commit below `path`, one line each, in the order in which a run makes them: size, number of files,
-    who wrote it, when, and the stage's counts. The folder of a model, or with more than MANY files, is one line, and
-    manifests are left out, unless `every`. Raises NotFound if nothing is at `path`."""
+    """The files of a commit below `path`, one line each, in the order in which a run writes them: size, number of
+    files, who wrote it, when, and the stage's counts. Unless `every`, manifests are left out, and a folder is one line
+    if it holds a model or more than MANY files. Raises NotFound if nothing is at `path`."""
     path = "" if path == "." else path.strip("/").removeprefix("./")
     files = below(snapshot, path)
     units = {name: name for name in files} if every else folded(files, path)
@@ -55,14 +55,11 @@ def ls(snapshot: Snapshot, path: str = "", *, every: bool = False) -> list[str]:
         text = "" if stage in counted else in_words(counts)  # once per stage
         counted.add(stage)
         size = sum(files[name] for name in names)
-        rows.append(
-            (human(size), str(len(names)), stage, by.when if by else "", unit + (f"  ({text})" if text else ""))
-        )
+        where = unit + (f"  ({text})" if text else "")
+        rows.append((human(size), str(len(names)), stage, by.when if by else "", where))
     commit = next((commit for commit in snapshot.log if commit.id == snapshot.commit), None)
     head = f"commit {snapshot.commit[:12]}" + (f", {when(commit)}: {first_line(commit.message)}" if commit else "")
-    hidden = sum(is_manifest(name) for name in files) - sum(
-        is_manifest(name) for names in shown.values() for name in names
-    )
+    hidden = sum(map(is_manifest, files)) - sum(is_manifest(name) for names in shown.values() for name in names)
     foot = f"{human(sum(files.values()))} in {len(files)} files"
     foot += f"; {hidden} manifests are not shown (--all shows every file)" if hidden else ""
     return [head, *aligned([("size", "files", "written by", "when", "path"), *rows], right=2), foot]
@@ -126,7 +123,7 @@ def by_stage(snapshot: Snapshot) -> dict[str, Written]:
 
 
 def _order(name: str, written: dict[str, Written]) -> tuple[int, str, bool, str]:
-    """Iterations by number; in each the user's files first, then those of the stages in their order."""
+    """The order of files: iterations by number; in each the user's files, then those of the stages in their order."""
     iteration = re.match(r"M(\d+)/", name)
     by = written.get(name)
     return int(iteration[1]) if iteration else -1, by.stage.split()[1] if by else "", is_manifest(name), name
@@ -194,7 +191,7 @@ def history(commits: list[Commit], most: int) -> list[str]:
     for commit in commits[:most]:
         author = "" if commit.author.startswith("self-reward") else f"  ({commit.author})"
         rows.append((commit.id[:12], when(commit), first_line(commit.message) + author))
-    more = [f"and {len(commits) - most} older ones (-n {len(commits)})"] if len(commits) > most else []
+    more = [f"and {len(commits) - most} older commits (-n {len(commits)})"] if len(commits) > most else []
     return aligned(rows) + more
 
 
@@ -227,9 +224,5 @@ def put(store: Store, paths: list[str], to: str, message: str) -> tuple[list[str
     if problems:
         raise UserError(problems)
     names = list(files)
-    commit = store.put(files, message=message or f"user data: {', '.join(names[:5])}{_more(names, 5)}")
-    return names, commit
-
-
-def _more(names: list[str], shown: int) -> str:
-    return f" and {len(names) - shown} more" if len(names) > shown else ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return names, store.put(files, message=message or f"user data: {', '.join(names[:5])}{more}")

@@ -9,7 +9,7 @@ from self_reward.store import Commit
 
 
 def human(size: int) -> str:
-    """A number of bytes as people write it: 512 B, 1.2 MB."""
+    """A number of bytes with a unit: 512 B, 1.2 MB."""
     if size < 1000:
         return f"{size} B"
     value, unit = size / 1000, "kB"
@@ -25,7 +25,7 @@ def when(commit: Commit) -> str:
 
 
 def plain(line: str) -> str:
-    """What is safe to show: names and messages come from other people, control characters would reach the terminal."""
+    """`line` with control characters escaped: other people's names and messages must not control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
@@ -44,7 +44,7 @@ def aligned(rows: Iterable[tuple[str, ...]], right: int = 0) -> list[str]:
 
 @contextlib.contextmanager
 def to_a_reader_that_may_leave() -> Iterator[None]:
-    """For writing to standard output, whose reader may have seen enough, as in `| head`: that is not an error."""
+    """Writing to standard output whose reader may end early, as in `| head`: that is not an error."""
     try:
         yield
         sys.stdout.flush()

@@ -225,7 +225,7 @@ def test_log_is_one_line_per_commit_newest_first(made, run):
     with pytest.raises(UserError, match="-n 0"):
         run("log", "-n", "0")
     short = run("log", "-n", "2")
-    assert short[:2] == lines[:2] and short[2] == f"and {len(lines) - 2} older ones (-n {len(lines)})"
+    assert short[:2] == lines[:2] and short[2] == f"and {len(lines) - 2} older commits (-n {len(lines)})"
 
 
 def test_log_names_other_authors():
