@@ -18,7 +18,7 @@ from self_reward.repository import artifacts
 from self_reward.run.checkout import Checkout, base_id, disks, open_data_repo
 from self_reward.run.progress import Progress
 from self_reward.run.workdir import scratch_folder
-from self_reward.store import Snapshot, Store
+from self_reward.store import Snapshot, Store, is_remote
 from self_reward.store.errors import NotFound
 
 EXAMPLES = """examples:
@@ -126,7 +126,7 @@ def put(given: argparse.Namespace, p: Repository) -> list[str]:
     created = []
     if given.create_repo and not store.exists():
         store.create()
-        created = [f"{p.data_repo}: created, private"]
+        created = [f"{p.data_repo}: created, private"] if is_remote(p.data_repo) else []
     paths, commit = data.put(store, given.local, given.to, given.message)
     more = [f"and {len(paths) - 20} more"] if len(paths) > 20 else []
     result = f"commit {commit}" if commit else "nothing to commit: already in the repository"

@@ -44,11 +44,12 @@ def scratch_folder(p: Repository, name: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def only_worker(folder: Path) -> Iterator[None]:
     """Reserve `folder`: two processes must not write the same partial results. Raises TryAgain if it is taken."""
-    try:
-        with files.reserved(folder):
-            yield
-    except files.Locked as error:
-        raise TryAgain(f"process {error.holder} is running this very stage ({error.path})") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.reserved(folder))
+        except files.Locked as error:
+            raise TryAgain(f"process {error.holder} is running this very stage ({error.path})") from None
+        yield
 
 
 def remove_abandoned(own: Path) -> None:
