@@ -14,6 +14,7 @@ from self_reward.run.context import Run
 
 def work(p: Sft, run: Run) -> None:
     from self_reward.models import chat
+    from self_reward.models.train_group import Call
     from self_reward.run import models, user_data
 
     # 1. the examples, as text
@@ -29,9 +30,7 @@ def work(p: Sft, run: Run) -> None:
     from self_reward.models import training
 
     job = replace(run.job, seed=p.seed)
-    metrics = training.train_sft(
-        model, examples, run.output("sft"), p.sft_training, lora=p.lora, hardware=p.hardware, job=job
-    )
+    metrics = training.train(Call(model, examples, run.output("sft"), p.sft_training, p.lora, p.hardware, job))
     models.record_training(run, "sft", "start", p.sft_training.finetune, metrics)
 
 

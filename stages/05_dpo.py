@@ -15,6 +15,7 @@ from self_reward.run.context import Run
 
 def work(p: Dpo, run: Run) -> None:
     from self_reward.models import chat
+    from self_reward.models.train_group import Call
     from self_reward.run import models, user_data
 
     # 1. the pairs, as text
@@ -36,9 +37,7 @@ def work(p: Dpo, run: Run) -> None:
     from self_reward.models import training
 
     job, loss = replace(run.job, seed=p.seed), p.preference_loss
-    metrics = training.train_dpo(
-        model, ids, run.output("dpo"), p.dpo_training, loss=loss, lora=p.lora, hardware=p.hardware, job=job
-    )
+    metrics = training.train(Call(model, ids, run.output("dpo"), p.dpo_training, p.lora, p.hardware, job, loss))
     models.record_training(run, "dpo", "policy", p.dpo_training.finetune, metrics)
 
 

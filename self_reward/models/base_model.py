@@ -1,7 +1,5 @@
-"""The base model: a name on the hub, a folder, or a folder of the data repository, as one identifier and one folder.
-
-No torch here: `plan` and every stage resolve the base model before anything heavy is imported.
-"""
+"""The base model: a name on the hub, a local folder, or a folder of the data repository. No torch here: `plan` and
+every stage resolve the base model before they import anything heavy."""
 
 import contextlib
 import hashlib
@@ -51,7 +49,7 @@ def resolve(
 
     `read_repository(path)` gives the hash of a folder of the data repository. `cache_dir` remembers the hashes of
     files by path, size and time, so that a folder of many gigabytes is read once.
-    Raises UserError (with every problem of a folder), or TryAgain where the hub cannot be reached and has never been.
+    Raises UserError (with every problem of a folder), or TryAgain if the hub cannot be reached and has not been before.
     """
     if base_model.startswith("oxen:"):
         path = base_model.removeprefix("oxen:").strip("/")
@@ -65,7 +63,7 @@ def resolve(
         return Resolved(f"path:{folder_hash(folder, cache_dir=cache_dir)}", "path", str(folder))
     if not HUB_NAME.fullmatch(base_model):
         raise UserError(
-            f"base_model {base_model!r} is neither a folder here nor a name on the hub; expected name, owner/name, "
+            f"base_model {base_model!r} is neither a local folder nor a name on the hub; expected name, owner/name, "
             "owner/name@revision, a path, or oxen:<path in the data repository>"
         )
     name, _, revision = base_model.partition("@")
@@ -80,11 +78,8 @@ def fetch(
     cache_dir: Path,
     pull: Callable[[str, Path], object] | None = None,
 ) -> Path:
-    """The folder that holds the model: downloaded, pulled or as it is, and checked.
-
-    `pull(path, to)` copies a folder of the data repository to the folder `to`; the copy is kept under
-    cache_dir/base_models by its hash. Raises as `resolve`.
-    """
+    """The folder that holds the model, checked; downloaded if necessary, or copied from the data repository to
+    cache_dir/base_models by `pull(path, to)`. Raises as `resolve`."""
     if resolved.kind == "path":
         folder = Path(resolved.source)
     elif resolved.kind == "hub":
@@ -103,7 +98,7 @@ def fetch(
 
 
 def _pull(source: str, folder: Path, pull: Callable[[str, Path], object], trust_remote_code: bool) -> None:
-    """Pull `folder`, checked, whole or not at all. Its caller holds the lock."""
+    """Pull `folder`, checked, whole or not at all. The caller holds the lock."""
     shutil.rmtree(folder.with_suffix(".part"), ignore_errors=True)  # a killed process of an older version
     with files.whole_folder(folder) as part:
         pull(source, part)
@@ -112,8 +107,8 @@ def _pull(source: str, folder: Path, pull: Callable[[str, Path], object], trust_
 
 
 def folder_problems(folder: Path, *, trust_remote_code: bool, elsewhere: Collection[str] = ()) -> list[str]:
-    """Everything that keeps `folder` from being a model that is loaded without running anybody's code. `elsewhere`:
-    names of files that the model has too, but that are not here and are not looked into."""
+    """Everything that keeps `folder` from being a model that loads without running code of its own. `elsewhere`: names
+    of further files of the model, which are not in `folder` and are not checked."""
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: a file; expected the folder of a model, with config.json, *.safetensors and a tokenizer"]
     if not folder.is_dir():
@@ -158,14 +153,10 @@ def load(folder: Path, *, trust_remote_code: bool, **options: Any) -> Any:
 
     with loadable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
+            folder, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **options
         )
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{folder}: {len(missing)} weights that config.json asks for are not in the files: "
             f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; copy or download the model again"
@@ -175,7 +166,7 @@ def load(folder: Path, *, trust_remote_code: bool, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def loadable(folder: Path) -> Iterator[None]:
-    """Turn what transformers says about a folder that it cannot load into a UserError."""
+    """Turn the errors of transformers about a folder that it cannot load into UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -185,9 +176,9 @@ def loadable(folder: Path) -> Iterator[None]:
             f"{folder}: weights have other shapes than config.json says; copy or download the model again"
         ) from error
     except (ValueError, KeyError, AttributeError, ImportError) as error:  # unknown type, bad values, missing packages
-        said = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{folder}: this model cannot be loaded ({type(error).__name__}: {said}); only causal language models of "
+            f"{folder}: this model cannot be loaded ({type(error).__name__}: {reason}); only causal language models of "
             "the installed transformers can"
         ) from error
 
@@ -200,7 +191,7 @@ def folder_hash(folder: Path, *, cache_dir: Path | None = None) -> str:
         try:
             remembered = json.loads(remembered_file.read_bytes())
         except ValueError:
-            log.warning("%s is not JSON; it is written again", remembered_file)
+            log.warning("%s is not JSON; it will be rewritten", remembered_file)
     total = hashlib.sha256()
     changed = False
     for path in sorted(folder.iterdir()):
@@ -233,8 +224,8 @@ def _missing_parts(where: str, names: set[str]) -> list[str]:
         if pickled:
             problems.append(
                 f"{where}: weights only as pickles ({', '.join(pickled[:5])}), which can run code when loaded; only "
-                "safetensors are taken. Where you trust them, convert once: AutoModelForCausalLM.from_pretrained(dir)"
-                ".save_pretrained(new_dir), and copy the tokenizer files"
+                "safetensors are accepted. If you trust them, convert them once: AutoModelForCausalLM"
+                ".from_pretrained(dir).save_pretrained(new_dir), and copy the tokenizer files"
             )
         else:
             others = ", ".join(sorted(name for name in names if name.endswith(".safetensors"))[:5])
@@ -283,9 +274,8 @@ def weights_dtype(folder: Path) -> str:
 
 
 def _token() -> str | None:
-    if path := os.environ.get("HF_TOKEN_FILE"):
-        return Path(path).read_text().strip()
-    return None  # huggingface_hub reads HF_TOKEN itself
+    path = os.environ.get("HF_TOKEN_FILE")
+    return Path(path).read_text().strip() if path else None  # huggingface_hub reads HF_TOKEN itself
 
 
 def _hub_cache(name: str) -> Path:
@@ -294,82 +284,69 @@ def _hub_cache(name: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
-def _hub_commit(name: str, revision: str) -> str:
-    """The commit that `revision` is: from the hub, or from the local cache where the hub cannot be reached."""
-    cache = _hub_cache(name)
-    if re.fullmatch(r"[0-9a-f]{40}", revision) and (cache / "snapshots" / revision).is_dir():
-        return revision
-    from huggingface_hub import HfApi
+@contextlib.contextmanager
+def _hub_errors(model: str) -> Iterator[None]:
+    """Turn a refusal of the hub into UserError, and everything that may pass into TryAgain."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token())
-        info = hub.model_info(name, revision=revision, timeout=30)
-        if info.gated and not (cache / "snapshots" / str(info.sha)).is_dir():
-            hub.auth_check(name)  # anybody may look at a gated model, but not download its files
+        yield
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if 400 <= status < 500 and status != 429:
             raise UserError(
-                f"base_model {name}@{revision}: the hub refuses it ({status}), and no folder {name} is here; check the "
-                "name and the revision, and for a private or gated model that HF_TOKEN or HF_TOKEN_FILE is set and has "
-                "been given access"
+                f"base_model {model}: the hub refuses it ({status}), and {model.partition('@')[0]} is not a local "
+                "folder; check the name and the revision, and for a private or gated model that HF_TOKEN or "
+                "HF_TOKEN_FILE is set and has been given access"
             ) from error
-        reason = f"the hub answers {status}"
+        raise TryAgain(f"base_model {model}: the hub answers {status}") from error
     except Exception as error:  # the connection errors of several HTTP libraries; the hub's own "offline" among them
-        if not _is_connection_error(error):
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        reason = f"the hub cannot be reached ({type(error).__name__})"
-    else:
-        if info.siblings and (problems := _missing_parts(f"{name}@{revision}", {s.rfilename for s in info.siblings})):
-            raise UserError(problems)
-        return str(info.sha)
-    cached = cache / "refs" / revision
-    if cached.is_file():
+        raise TryAgain(f"base_model {model}: the hub cannot be reached ({type(error).__name__})") from error
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    """The commit of `revision`: from the hub, or from the local cache if the hub cannot be reached."""
+    cache = _hub_cache(name)
+    if re.fullmatch(r"[0-9a-f]{40}", revision) and (cache / "snapshots" / revision).is_dir():
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        with _hub_errors(f"{name}@{revision}"):
+            hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=_token())
+            info = hub.model_info(name, revision=revision, timeout=30)
+            if info.gated and not (cache / "snapshots" / str(info.sha)).is_dir():
+                hub.auth_check(name)  # anyone may look at a gated model, but not download its files
+    except TryAgain as error:
+        cached = cache / "refs" / revision
+        if not cached.is_file():
+            raise TryAgain(
+                f"{error}, it is not in the local cache {cache.parent}, and {name} is not a local folder"
+            ) from error
         commit = cached.read_text().strip()
-        log.warning("%s; %s@%s is taken from the local cache: %s", reason, name, revision, commit)
+        log.warning("%s; using the commit in the local cache: %s", error, commit)
         return commit
-    raise TryAgain(
-        f"base_model {name}@{revision}: {reason}, it is not in the local cache {cache.parent}, and no folder {name} is "
-        "here"
-    )
-
-
-def _is_connection_error(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+    if info.siblings and (problems := _missing_parts(f"{name}@{revision}", {s.rfilename for s in info.siblings})):
+        raise UserError(problems)
+    return str(info.sha)
 
 
 def _hub_folder(source: str, *, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     name, _, commit = source.partition("@")
     cached = _hub_cache(name) / "snapshots" / commit
     if cached.is_dir() and not folder_problems(cached, trust_remote_code=trust_remote_code):
         return cached
-    patterns = [f"*{suffix}" for suffix in sorted(MODEL_SUFFIXES | ({".py"} if trust_remote_code else set()))]
-    try:
-        with disk.explained(_hub_cache(name).parent):
-            return Path(
-                snapshot_download(
-                    name,
-                    revision=commit,
-                    endpoint=os.environ.get("HF_ENDPOINT"),
-                    token=_token(),
-                    allow_patterns=patterns,
-                    ignore_patterns=["*/*"],  # original/ and onnx/ folders hold the same weights again
-                )
-            )
-    except TryAgain:
-        raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if 400 <= status < 500 and status != 429:
-            raise UserError(
-                f"base_model {source}: the hub refuses it ({status}); is HF_TOKEN set and given access?"
-            ) from error
-        raise TryAgain(f"base_model {source}: the hub answers {status}") from error
-    except Exception as error:
-        if not _is_connection_error(error):
-            raise
-        raise TryAgain(f"base_model {source}: the hub cannot be reached ({type(error).__name__})") from error
+    with _hub_errors(source), disk.explained(_hub_cache(name).parent):
+        folder = snapshot_download(
+            name,
+            revision=commit,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            token=_token(),
+            allow_patterns=[f"*{suffix}" for suffix in MODEL_SUFFIXES | ({".py"} if trust_remote_code else set())],
+            ignore_patterns=["*/*"],  # original/ and onnx/ folders hold the same weights again
+        )
+    return Path(folder)

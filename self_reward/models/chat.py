@@ -1,8 +1,7 @@
-"""The only place where text becomes a model's token ids: training and sampling see the same prompt (bugs B7, B8, B9,
-B10).
+"""The only place where text becomes token ids, so that training and sampling see the same prompt (bugs B7 to B10).
 
-`tokenizer` is a Hugging Face tokenizer. A conversation is one user turn and one assistant turn; a system prompt is
-there only if the chat template itself puts one, and then in training and in sampling alike.
+A conversation is one user turn and one assistant turn. It has a system prompt only if the chat template itself adds
+one, in training and in sampling alike.
 """
 
 from functools import lru_cache
@@ -12,19 +11,18 @@ from self_reward import texts
 from self_reward.errors import UserError
 from self_reward.types import Tokenizer
 
-_MARK = "zqxjv"  # stands for a text, to see what a template puts around it
+_MARK = "zqxjv"  # a placeholder text, to see what a template puts around it
 
 
 def choose_template(tokenizer: Tokenizer, chat_template: str = "auto") -> str:
     """The Jinja text to store as the tokenizer's chat template.
 
-    `chat_template`: "auto" or "" (the tokenizer's own, else the built-in "plain", which needs no new tokens), the name
-    of a built-in one, or a template's text. Raises UserError where the template cannot render a user and an assistant
-    turn, or where neither it nor the tokenizer has an end token.
+    `chat_template`: "auto" or "" (the tokenizer's own, otherwise the built-in "plain", which needs no new tokens), the
+    name of a built-in template, or a template's text. Raises UserError if the template cannot render a user and an
+    assistant turn, or if neither it nor the tokenizer has an end token.
     """
     if chat_template in ("", "auto"):
-        own = tokenizer.chat_template
-        template = (own.get("default") if isinstance(own, dict) else own) or texts.builtin("chat_template", "plain")
+        template = _own_template(tokenizer) or texts.builtin("chat_template", "plain")
     elif "{" not in chat_template:
         template = texts.builtin("chat_template", chat_template)
     else:
@@ -33,11 +31,16 @@ def choose_template(tokenizer: Tokenizer, chat_template: str = "auto") -> str:
     return template
 
 
+def _own_template(tokenizer: Tokenizer) -> str | None:
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own
+
+
 class _Form(NamedTuple):
-    close: str  # what a template puts after an assistant's text, up to and with the end token, or "" where it puts none
+    close: str  # what a template puts after an assistant's text, up to and including the end token; "" if it has none
     end: int  # id of the end token
     tail: int  # characters that the template puts after the assistant's text
-    adds_bos: bool  # whether the tokenizer itself puts a BOS before a text
+    adds_bos: bool  # whether the tokenizer itself adds a BOS
     reserved: tuple[str, ...]  # texts that the tokenizer reads as one special token
 
 
@@ -56,14 +59,14 @@ def _form(tokenizer: Tokenizer, template: str) -> _Form:
         raise UserError(f"the chat template cannot render a user and an assistant turn: {error}") from error
     if "hello" not in text or text.count(_MARK) != 1:
         raise UserError(
-            f"the chat template does not show each turn's content once: {text!r}; set chat_template to another one"
+            f"the chat template does not show each turn's content once: {text!r}; set another chat_template"
         )
     tail = text.partition(_MARK)[2]
     added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
-    # the template's own end of turn, first in the tail, the longest of those that start there
-    found = sorted((tail.find(token), -len(token), token) for token in added if token and token in tail)
-    if found:
-        at, _, token = found[0]
+    # the template's own end of turn: the first token in the tail, the longest of those that start there
+    ends = [(tail.find(token), -len(token), token) for token in added if token and token in tail]
+    if ends:
+        at, _, token = min(ends)
         close, end = tail[: at + len(token)], added[token]
     elif tokenizer.eos_token_id is not None:
         close, end = "", tokenizer.eos_token_id
@@ -71,24 +74,20 @@ def _form(tokenizer: Tokenizer, template: str) -> _Form:
         raise UserError(
             "neither the chat template nor the tokenizer has an end token; a model cannot learn when to stop"
         )
-    ids = tokenizer("a")["input_ids"]
-    adds_bos = tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
-    reserved = tuple(
-        str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and len(str(token)) > 1
-    )
-    return _Form(close, end, len(tail), adds_bos, reserved)
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    reserved = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return _Form(close, end, len(tail), adds_bos, tuple(token for token in reserved if len(token) > 1))
 
 
 def _current(tokenizer: Tokenizer) -> tuple[str, _Form]:
-    own = tokenizer.chat_template
-    template = own.get("default") if isinstance(own, dict) else own
+    template = _own_template(tokenizer)
     if not template:
-        raise UserError("the tokenizer has no chat template; store the one of chat.choose_template with it first")
+        raise UserError("the tokenizer has no chat template; store the result of chat.choose_template with it first")
     return template, _form(tokenizer, template)
 
 
 def _harmless(text: str, form: _Form) -> str:
-    """A "</s>" inside a prompt or a response is text, not the end of a turn: a space breaks it up."""
+    """Break up a "</s>" inside a prompt or a response with a space: it is text, not the end of a turn."""
     for token in form.reserved:
         if token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -96,7 +95,7 @@ def _harmless(text: str, form: _Form) -> str:
 
 
 def _ids(tokenizer: Tokenizer, text: str, form: _Form) -> list[int]:
-    """Ids of a rendered text: one BOS where the template or the tokenizer puts one, never two (bug B8)."""
+    """Ids of a rendered text: with one BOS if the template or the tokenizer adds one, never two (bug B8)."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -108,19 +107,18 @@ def _ids(tokenizer: Tokenizer, text: str, form: _Form) -> list[int]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of the user's turn and the generation prompt: what a model continues."""
+    """Ids of the user's turn and the generation prompt, which a model continues."""
     template, form = _current(tokenizer)
     message = {"role": "user", "content": _harmless(prompt, form)}
     return _ids(tokenizer, _render(tokenizer, [message], template, True), form)
 
 
 def example_ids(tokenizer: Tokenizer, prompt: str, response: str) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids): the first equal prompt_ids(tokenizer, prompt), the second end with exactly one end
-    token.
+    """(prompt ids, completion ids): prompt_ids(tokenizer, prompt), and the completion with exactly one end token.
 
-    What a template puts after the end token is left out: no model has to write it. Where the ids of the whole text do
-    not start with those of the prompt, the completion's text is turned into ids by itself, so that training starts
-    from what sampling starts from.
+    What a template puts after the end token is left out, since no model has to write it. If the ids of the whole text
+    do not start with those of the prompt, the completion is tokenised separately, so that training starts from what
+    sampling starts from.
     """
     template, form = _current(tokenizer)
     user = {"role": "user", "content": _harmless(prompt, form)}
@@ -146,8 +144,8 @@ def pair_ids(tokenizer: Tokenizer, prompt: str, chosen: str, rejected: str) -> t
 
 
 def _without_end(tokenizer: Tokenizer, response: str, form: _Form) -> str:
-    """A response that was stored with its end token loses it: the template puts its own. One look at each of a million
-    of them, no copy."""
+    """`response` without stored end tokens, since the template adds its own. Linear and without copies, for a response
+    with a million of them."""
     ends = [end for end in (form.close.strip(), tokenizer.eos_token) if end]
     kept = at = len(response)
     while True:

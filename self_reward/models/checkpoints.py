@@ -1,4 +1,4 @@
-"""Chains of a base model and adapters, merged once into a cache; every consumer loads a plain Hugging Face folder."""
+"""Chains of a base model and adapters, merged once into a cache: everything else loads a plain Hugging Face folder."""
 
 import contextlib
 import hashlib
@@ -11,17 +11,16 @@ from typing import BinaryIO
 from self_reward import files
 from self_reward.errors import UserError
 from self_reward.models import base_model
-from self_reward.models.base_model import folder_hash, folder_problems, weights_dtype
 
 log = logging.getLogger(__name__)
 
-FILE_SIZE = "2GB"  # per file of weights at most: an interrupted push sends whole files again
+FILE_SIZE = "2GB"  # largest file of weights: an interrupted push sends whole files again
 COMPLETE = ".complete"  # written last; its time is the time of the last use
 TOKENIZER_FILES = [
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
 ]
-# Open lock files of the merged folders that this process uses: others cannot remove those until it ends.
+# Open lock files of the merged folders that this process uses, which other processes cannot remove until it ends.
 _in_use: dict[Path, BinaryIO] = {}
 
 
@@ -30,31 +29,28 @@ def materialise(
 ) -> Path:
     """Merge `adapters`, in order, into `base` and return the folder of the result.
 
-    Merged in fp32 and cast once, at the end, to the base's dtype: casting after each adapter would round as often as
-    there are iterations. A full checkpoint in the chain replaces everything before it; without adapters (behind it)
-    the folder itself is returned. The tokenizer, with its chat template, is that of the newest member of the chain.
+    Merged in fp32 and cast once, at the end, to the base's dtype: casting after each adapter would round once per
+    iteration. A full checkpoint in the chain replaces everything before it; if no adapter follows, that folder itself
+    is returned. The tokenizer and its chat template are those of the newest member of the chain.
 
-    The result is in cache_dir/merged/<hash of all contents>. It is made once however many processes ask. The `keep`
-    newest stay; one that a running process uses is never removed.
+    The result is in cache_dir/merged/<hash of all contents>, made once however many processes ask. The `keep` newest
+    stay, and those that a running process uses.
     Raises UserError with all problems of the chain, TryAgain when the disk is full.
     """
-    problems = []
     chain: list[Path] = []
     for folder in adapters:
         if (folder / "adapter_config.json").is_file():
             chain.append(folder)
-            problems += _adapter_problems(folder)
         else:
             base, chain = folder, []
-            problems = []
-    problems = folder_problems(base, trust_remote_code=trust_remote_code) + problems
-    if problems:
+    problems = base_model.folder_problems(base, trust_remote_code=trust_remote_code)
+    if problems := problems + [problem for folder in chain for problem in _adapter_problems(folder)]:
         raise UserError(problems)
     if not chain:
         return base
 
-    key = hashlib.sha256("\n".join(folder_hash(f, cache_dir=cache_dir) for f in [base, *chain]).encode()).hexdigest()
-    merged = cache_dir / "merged" / key[:32]
+    hashes = [base_model.folder_hash(folder, cache_dir=cache_dir) for folder in [base, *chain]]
+    merged = cache_dir / "merged" / hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
     lock_file = merged.with_suffix(".lock")
     if merged in _in_use:
         _in_use.pop(merged).close()
@@ -63,7 +59,7 @@ def materialise(
         if (merged / COMPLETE).is_file():
             break
         in_use.close()
-        with files.lock(lock_file):  # others may have been faster, or remove the folder again: hence the loop
+        with files.lock(lock_file):  # another process may be faster, or remove the folder again: hence the loop
             if not (merged / COMPLETE).is_file():
                 with files.whole_folder(merged) as part:
                     _merge(base, chain, part, trust_remote_code=trust_remote_code)
@@ -85,7 +81,7 @@ def _merge(base: Path, chain: list[Path], out: Path, *, trust_remote_code: bool)
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: the adapter does not fit {base} and the adapters before it: {error}") from error
-    model.to(getattr(torch, weights_dtype(base))).save_pretrained(out, max_shard_size=FILE_SIZE)
+    model.to(getattr(torch, base_model.weights_dtype(base))).save_pretrained(out, max_shard_size=FILE_SIZE)
     copy_tokenizer([base, *chain], out)
 
 
@@ -101,15 +97,14 @@ def _adapter_problems(folder: Path) -> list[str]:
         problems.append(f"{folder}: an adapter of type {config.get('peft_type')}; only LORA can be merged")
     if config.get("modules_to_save") or config.get("trainable_token_indices"):
         problems.append(
-            f"{folder}: the adapter has whole modules or its own tokens "
-            "(modules_to_save, trainable_token_indices), which is not supported; merge it yourself and give the result "
-            "as base_model"
+            f"{folder}: the adapter has whole modules or its own tokens (modules_to_save, trainable_token_indices), "
+            "which is not supported; merge it yourself and set base_model to the result"
         )
     return problems
 
 
 def _remove_oldest(merged_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest, and what killed processes left unfinished."""
+    """Remove all but the `keep` newest, and unfinished folders of killed processes."""
     complete = [marker for marker in merged_dir.glob(f"*/{COMPLETE}") if marker.parent.suffix != ".part"]
     complete.sort(key=lambda marker: marker.stat().st_mtime_ns, reverse=True)
     kept = {marker.parent for marker in complete[: max(keep, 1)]}
@@ -121,10 +116,8 @@ def _remove_oldest(merged_dir: Path, keep: int) -> None:
 
 
 def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = None) -> None:
-    """Copy the tokenizer of the newest folder of `chain` that has one to `out`, byte for byte.
-
-    `chat_template`, where given, replaces the tokenizer's own.
-    """
+    """Copy the tokenizer of the newest folder of `chain` that has one to `out`, byte for byte. A given `chat_template`
+    replaces its own."""
     for folder in reversed(chain):
         names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
         if any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
@@ -143,7 +136,7 @@ def copy_tokenizer(chain: list[Path], out: Path, *, chat_template: str | None = 
 
 
 def save_checkpoint_metadata(folder: Path, *, finetune: str, parent: str | None, base_model: str | None) -> None:
-    """Write self_reward.json: what the checkpoint was trained from. `parent`: such as M0/sft, None for the base."""
+    """Write self_reward.json: what the checkpoint was trained from. `parent`: M0/sft for example, None for the base."""
     content = {"finetune": finetune, "parent": parent, "base_model": base_model}
     (folder / "self_reward.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -165,7 +158,7 @@ def export(
 
 
 def quiet() -> None:
-    """No progress bars of the libraries: a stage reports its own progress."""
+    """Switch off the libraries' progress bars: a stage reports its own progress."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

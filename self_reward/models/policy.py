@@ -1,4 +1,4 @@
-"""A model that is asked: text in, samples out. What it has answered survives a kill, and the next try resumes there."""
+"""A model that answers: text in, samples out. Finished answers survive a kill, and the next try resumes after them."""
 
 import hashlib
 import json
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from self_reward.errors import UserError
 from self_reward.method.asking import Sample
 from self_reward.models import chat, engines
-from self_reward.models.job import Job
-from self_reward.models.model import Model
+from self_reward.models.model import Job, Model
 from self_reward.parameters.settings import Engine, Sampling
 from self_reward.types import Tokenizer
 
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Policy:
-    """A sampler and its tokenizer. Finished prompts are kept in `job.folder`."""
+    """method.asking.Policy over a sampler and its tokenizer. Finished prompts are kept in `job.folder`."""
 
     def __init__(self, sampler: "Sampler", tokenizer: Tokenizer, job: Job):
         self.sampler, self.tokenizer, self.job = sampler, tokenizer, job
@@ -36,19 +35,14 @@ class Policy:
     def ask(
         self, texts: Sequence[str], sampling: Sampling, *, n: int = 1, part: str = "", seed_offset: int = 0
     ) -> list[list[Sample]]:
-        """The n samples of the answer to each text, in the order of `texts`; of a shard, only those of its part.
-
-        `part` names a folder below the job's, for a stage that asks several times; `seed_offset` is added to the job's
-        seed, so that such a stage draws new random numbers.
-        """
+        """As the protocol. `part` is a folder below the job's, for a stage that asks several times; `seed_offset` is
+        added to the job's seed, so that such a stage draws new random numbers."""
         job = replace(self.job, folder=self.job.folder / part, seed=self.job.seed + seed_offset)
         prompts = [chat.prompt_ids(self.tokenizer, text) for text in texts]
         return generate(self.sampler, prompts, n, sampling, chat.stop_token_ids(self.tokenizer), job)
 
     def choice_logprobs(self, begun: Sequence[tuple[str, str]], choices: Sequence[str]) -> list[list[float] | None]:
-        """For each (question, beginning of its answer): the log-probabilities (nats) of `choices` as the next word of
-        the answer, renormalised over them; None if the model's length leaves no room for it. Raises UserError if the
-        tokenizer does not distinguish the choices by one token."""
+        """As the protocol. Raises UserError if the tokenizer does not distinguish the choices by one token."""
         by_tokens: dict[tuple[int, ...], list[int]] = {}
         prompts: dict[int, list[int]] = {}
         for i, (question, answer) in enumerate(begun):
@@ -75,11 +69,8 @@ def load(model: Model, engine: Engine, job: Job) -> Policy:
 
 
 def next_tokens(tokenizer: Tokenizer, text: str, choices: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:
-    """Ids of `text`, and the id with which each of `choices` would continue it.
-
-    Found by tokenising text and choice together, since many tokenizers join a space and a digit. Raises UserError if
-    the choices do not differ in one token.
-    """
+    """Ids of `text`, and the id with which each of `choices` would continue it. Text and choice are tokenised together,
+    since many tokenizers join a space and a digit. Raises UserError if the choices do not differ in one token."""
     written = [tokenizer(f"{text}{choice}", add_special_tokens=False)["input_ids"] for choice in choices]
     common = 0
     while all(len(ids) > common + 1 and ids[common] == written[0][common] for ids in written):
@@ -97,18 +88,15 @@ def generate(
 ) -> list[list[Sample]]:
     """The n samples of each prompt, in the order of `prompts`.
 
-    Shard (i, m) samples the sampler's chunks i, i+m, i+2m, ...; the prompts of the others have no samples. So m
-    processes divide the work evenly, long prompts and short, and with the transformers sampler each sample is that of
-    an undivided run.
-
-    Finished prompts are kept in `job.folder`/samples.jsonl, one line each, appended as they come; the first line holds
-    the request, and a file of another request is started anew. With the transformers sampler an interrupted run returns
-    exactly what an undisturbed one does.
+    Shard (i, m) samples the sampler's chunks i, i+m, i+2m, ..., so that m processes share long and short prompts
+    evenly; prompts of other shards get no samples. Finished prompts are appended to `job.folder`/samples.jsonl, one
+    line each; its first line holds the request, and a file of another request is replaced. With the transformers
+    sampler, a resumed or divided run returns exactly the samples of an undisturbed one.
     """
     request = {
         "engine": sampler.engine,
         "n": n,
-        **{name: getattr(sampling, name) for name in Sampling.model_fields},
+        **{name: getattr(sampling, name) for name in Sampling.model_fields},  # not those of subclasses
         "max_model_len": sampler.max_model_len,
         "stop_token_ids": stop_token_ids,
         "seed": job.seed,
@@ -146,7 +134,7 @@ def generate(
 
 
 def read_partial(path: Path, header: bytes) -> dict[int, list[Sample]]:
-    """The finished prompts of a partial file, by index. The file is cut after its last whole line, or emptied when it
+    """The finished prompts of a partial file, by index. Cuts the file after its last complete line, or empties it if it
     does not begin with `header`."""
     samples: dict[int, list[Sample]] = {}
     if not path.exists():
@@ -154,9 +142,7 @@ def read_partial(path: Path, header: bytes) -> dict[int, list[Sample]]:
     with open(path, "r+b") as file:
         whole = 0
         for number, line in enumerate(file):
-            if number == 0 and line != header:
-                break
-            if not line.endswith(b"\n"):
+            if (number == 0 and line != header) or not line.endswith(b"\n"):
                 break
             if number > 0:
                 try:

@@ -1,12 +1,14 @@
-"""One training over several processes of this machine, one GPU each: the starting side. train_worker.py is the other.
+"""One training in several processes of this machine, one GPU each: the side that starts them. train_worker.py is the
+other.
 
-The processes find each other as accelerate documents it, by the environment variables of torch's launcher. They are
-this process's own children, not a launcher's: if one dies, the others end within a second; no port has to be free; and
-`accelerate launch` would need mpirun on a machine without a GPU. In the folder that they share: call.json and
+The processes find each other by the environment variables of torch's launcher, as accelerate documents. They are this
+process's own children, not a launcher's: if one dies, the others end within a second; no free port is needed; and
+`accelerate launch` would need mpirun on a machine without a GPU. The folder that they share: call.json and
 examples.npz, what to train; lines.jsonl, progress and log lines of process 0; result.json; error-<i>.json and
 log-<i>.txt of a process that failed.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -23,24 +25,16 @@ from pathlib import Path
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import model
-from self_reward.models.job import Job, Progress
-from self_reward.models.model import Model
-from self_reward.parameters.settings import (
-    DpoTraining,
-    Hardware,
-    Loading,
-    Lora,
-    PreferenceLoss,
-    SftTraining,
-    Training,
-)
+from self_reward.models.model import Job, Model, Progress
+from self_reward.parameters import settings
 from self_reward.types import Json
 
 log = logging.getLogger(__name__)
 
+WORKER = (sys.executable, "-m", "self_reward.models.train_worker")
 POLL_SECONDS = 0.2
 DISK_FULL = 75  # exit code of a process that could not write why it ended
-LAST_WORDS_SECONDS = 3.0  # in which the other processes may report what they know when one has failed
+LAST_WORDS_SECONDS = 3.0  # for the other processes to report what they know when one has failed
 TRANSIENT_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGBUS)  # memory, eviction, or a user: retry
 
 
@@ -52,31 +46,37 @@ class Call:
     model: Model
     examples: Sequence[tuple[list[int], ...]]
     out: Path
-    training: Training
-    lora: Lora
-    hardware: Hardware
+    training: settings.Training
+    lora: settings.Lora
+    hardware: settings.Hardware
     job: Job
-    loss: PreferenceLoss | None = None
+    loss: settings.PreferenceLoss | None = None
 
 
 def run(call: Call, folder: Path) -> Json:
-    """Run training.train(call) in `call.hardware.processes` processes at once and return what it returns in the first.
-    `folder`, a new one, is where they write to each other.
+    """Run training.train(call) in `call.hardware.processes` processes and return what the first returns. They exchange
+    files in the new folder `folder`.
 
-    Raises what it raises there: UserError and TryAgain as they are, torch.OutOfMemoryError, OSError with its number,
-    anything else as RuntimeError with the process's traceback; TryAgain if a process was killed.
+    Raises what a process raises: UserError, TryAgain, torch.OutOfMemoryError and OSError as they are, anything else as
+    RuntimeError with the process's traceback; TryAgain if a process was killed.
     """
     processes = call.hardware.processes
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     children: list[subprocess.Popen[bytes]] = []
-    meeting = tempfile.mkdtemp(
-        prefix="self-reward-"
-    )  # a local disk: torch locks the file there, which NFS may not have
+    meeting = tempfile.mkdtemp(prefix="self-reward-")  # on a local disk: torch locks the file, which NFS may not allow
     try:
         write_call(folder, call)
         for rank in range(processes):
-            children.append(_start(folder, Path(meeting, "file"), rank, processes))
+            with open(folder / f"log-{rank}.txt", "wb") as file:
+                child = subprocess.Popen(
+                    [*WORKER, str(folder), f"{meeting}/file", str(os.getpid())],
+                    env=environment(rank, processes),
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                )
+            children.append(child)
         shown = 0
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
             time.sleep(POLL_SECONDS)
@@ -97,7 +97,7 @@ def run(call: Call, folder: Path) -> Json:
 
 def environment(rank: int, processes: int) -> dict[str, str]:
     """The environment of process `rank`: its place in the group, and its share of the cores."""
-    cores = os.environ.get("OMP_NUM_THREADS", "")  # in a cluster what the pod requests
+    cores = os.environ.get("OMP_NUM_THREADS", "")  # in a cluster: what the pod requests
     threads = (int(cores) if cores.isdecimal() else len(os.sched_getaffinity(0))) // processes
     return {
         "GLOO_SOCKET_IFNAME": "lo",
@@ -110,17 +110,6 @@ def environment(rank: int, processes: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",  # accelerate requires it; the processes meet in a file
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
     }
-
-
-def _start(folder: Path, meeting: Path, rank: int, processes: int) -> "subprocess.Popen[bytes]":
-    with open(folder / f"log-{rank}.txt", "wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "self_reward.models.train_worker", str(folder), str(meeting), str(os.getpid())],
-            env=environment(rank, processes),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-        )
 
 
 def write_call(folder: Path, call: Call) -> None:
@@ -148,7 +137,7 @@ def write_call(folder: Path, call: Call) -> None:
 
 
 def read_call(folder: Path, progress: Progress) -> Call:
-    """The call that write_call wrote, with a newly loaded tokenizer; it reports to `progress`."""
+    """The call that write_call wrote, with a newly loaded tokenizer and `progress`."""
     import numpy
 
     values = json.loads((folder / "call.json").read_bytes())
@@ -156,41 +145,39 @@ def read_call(folder: Path, progress: Progress) -> Call:
         lengths, ids = file["lengths"], file["ids"]
     parts = [part.tolist() for part in numpy.split(ids, numpy.cumsum(lengths.ravel())[:-1])]
     width = lengths.shape[1]
-    kind = DpoTraining if values["loss"] else SftTraining
+    loss = values["loss"]
+    kind = settings.DpoTraining if loss else settings.SftTraining
     return Call(
-        model.load(Path(values["model"]), Loading.model_validate(values["loading"]), values["chat_template"]),
+        model.load(Path(values["model"]), settings.Loading(**values["loading"]), values["chat_template"]),
         [tuple(parts[i : i + width]) for i in range(0, len(parts), width)],
         Path(values["out"]),
-        kind.model_validate(values["training"]),
-        Lora.model_validate(values["lora"]),
-        Hardware.model_validate(values["hardware"]),
+        kind(**values["training"]),
+        settings.Lora(**values["lora"]),
+        settings.Hardware(**values["hardware"]),
         Job(Path(values["folder"]), values["seed"], progress),
-        PreferenceLoss.model_validate(values["loss"]) if values["loss"] else None,
+        loss and settings.PreferenceLoss(**loss),
     )
 
 
 def _forward(folder: Path, done: int, progress: Progress) -> int:
-    """Show the lines of process 0 from byte `done` on; returns the end of the last complete one."""
-    try:
-        with open(folder / "lines.jsonl", "rb") as file:
-            file.seek(done)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                done += len(line)
-                content = json.loads(line)
-                if "progress" in content:
-                    progress(*content["progress"])
-                else:
-                    log.log(*content["log"])
-    except FileNotFoundError:
-        pass
+    """Show the lines of process 0 from byte `done` on; returns the end of the last complete line."""
+    with contextlib.suppress(FileNotFoundError), open(folder / "lines.jsonl", "rb") as file:
+        file.seek(done)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            done += len(line)
+            content = json.loads(line)
+            if "progress" in content:
+                progress(*content["progress"])
+            else:
+                log.log(*content["log"])
     return done
 
 
 def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
-    """Raise what ended the group. When one process fails, the others lose the connection to it and fail too: so the
-    first error is the one that counts, but what a person has to do, or a kill, explains more."""
+    """Raise what ended the group. When one process fails, the others lose the connection to it and fail too, so the
+    first error counts; but an error that the user can fix, or a kill, explains more."""
     killed = {rank: -child.returncode for rank, child in enumerate(children) if (child.returncode or 0) < 0}
     until = time.monotonic() + LAST_WORDS_SECONDS
     while any(child.poll() is None for child in children) and time.monotonic() < until:
@@ -200,28 +187,22 @@ def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
     kinds = ["user", "again", "memory", "system", "other"]
     error = min(errors, default=None, key=lambda error: (kinds.index(error["kind"]), error["time"]))
     transient = {rank: number for rank, number in killed.items() if number in TRANSIENT_SIGNALS}
-    if transient and (error is None or error["kind"] not in ("user", "again")):  # by others: we have killed none yet
+    explained = error is not None and error["kind"] in ("user", "again")
+    if transient and not explained:  # killed by others: we have killed none yet
         rank, number = next(iter(transient.items()))
         raise TryAgain(
             f"process {rank} of {len(children)} of this training was ended by {signal.Signals(number).name}"
             + (" (out of memory?)" if number == signal.SIGKILL else "")
             + "; run again to resume from the last checkpoint"
         )
-    full = any(child.returncode == DISK_FULL for child in children)
-    if full and (error is None or error["kind"] not in ("user", "again")):
+    if not explained and any(child.returncode == DISK_FULL for child in children):
         raise TryAgain(disk.in_words(folder))
-    if error is None and killed:  # one that aborts after another's error (NCCL's watchdog does) does not hide that
-        rank, number = next(iter(killed.items()))
-        raise RuntimeError(
-            f"process {rank} of {len(children)} of this training was ended by {signal.Signals(number).name}:\n"
-            f"{_tail(folder, rank)}"
-        )
-    if error is None:
-        rank = next(rank for rank, child in enumerate(children) if child.returncode)
-        code = children[rank].returncode
-        raise RuntimeError(
-            f"process {rank} of {len(children)} of this training ended with {code}:\n{_tail(folder, rank)}"
-        )
+    if error is None:  # only then: a process may also abort after another's error, as NCCL's watchdog does
+        failed = [*killed, *(rank for rank, child in enumerate(children) if child.returncode)]
+        rank, code = failed[0], children[failed[0]].returncode
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        last = (folder / f"log-{rank}.txt").read_text(errors="replace")[-3000:]
+        raise RuntimeError(f"process {rank} of {len(children)} of this training {how}:\n{last}")
     if error["kind"] == "user":
         raise UserError(error["problems"])
     if error["kind"] == "again":
@@ -233,7 +214,3 @@ def _raise_why(folder: Path, children: "list[subprocess.Popen[bytes]]") -> None:
     if error["kind"] == "system":
         raise OSError(error["errno"], error["text"], error["filename"])
     raise RuntimeError(f"process {error['rank']} of {len(children)} of this training failed:\n{error['traceback']}")
-
-
-def _tail(folder: Path, rank: int) -> str:
-    return (folder / f"log-{rank}.txt").read_text(errors="replace")[-3000:]

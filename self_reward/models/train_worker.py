@@ -1,8 +1,8 @@
 """One of several processes that train together. train_group.py starts it and describes the files in FOLDER.
 
 Run     python -m self_reward.models.train_worker FOLDER MEETING PARENT
-        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk, the same for all of them; PARENT: the
-        id of the process that starts them.
+        with RANK, WORLD_SIZE and LOCAL_RANK set. MEETING: a file on a local disk that they share; PARENT: the id of the
+        process that starts them.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from self_reward import disk, files
 from self_reward.errors import TryAgain, UserError
@@ -22,14 +23,14 @@ from self_reward.models import train_group
 from self_reward.types import Json
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# How long the others wait for one that loads or saves; NCCL's own ten minutes are too short for large checkpoints on a
-# slow volume. The stage notices one that is dead.
+# How long processes wait for one that loads or saves; NCCL's default of ten minutes is too short for large checkpoints
+# on a slow volume. The stage itself notices a dead process.
 PATIENCE = datetime.timedelta(hours=2)
 
 
 def main(folder: Path, meeting: Path, parent: int) -> int:
     """Train as `folder` says; returns the exit code."""
-    # Without the stage nobody would end this process, and the stage's next try would write into the same checkpoints.
+    # This process must end with the stage, whose next try would write into the same checkpoints.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 1
@@ -50,18 +51,17 @@ def main(folder: Path, meeting: Path, parent: int) -> int:
         report = {**_described(error), "rank": rank, "time": time.time(), "traceback": traceback.format_exc()}
         try:
             files.write_whole(folder / f"error-{rank}.json", json.dumps(report, default=str), durable=False)
-        except OSError as untold:
-            if disk.is_full(untold):  # the error, too, may be that the disk is full
+        except OSError as unreported:
+            if disk.is_full(unreported):  # perhaps the reason for `error` too
                 _exit(train_group.DISK_FULL)
             raise
         _exit(1)
     _exit(0)
-    return 0
 
 
 def join(meeting: Path) -> None:
-    """Join the process group whose members share the file `meeting`: NCCL with GPUs (and gloo for what is in main
-    memory), else gloo."""
+    """Join the process group whose members share the file `meeting`: NCCL with GPUs (gloo for tensors in main memory),
+    otherwise gloo."""
     import torch
 
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -77,8 +77,8 @@ def join(meeting: Path) -> None:
     )
 
 
-def _exit(code: int) -> None:
-    """End at once: in a group that has lost a member, and with open connections, Python's own end may wait."""
+def _exit(code: int) -> NoReturn:
+    """End at once: in a group that has lost a member, Python's own exit may wait for open connections."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -105,7 +105,7 @@ def _write_line(file: Path, content: Json) -> None:
 
 
 def _log_to(file: Path) -> None:
-    """The stage shows this process's log lines."""
+    """Send this process's log lines to the stage."""
 
     class ToFile(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

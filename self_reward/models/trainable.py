@@ -15,18 +15,12 @@ from self_reward.models.checkpoints import FILE_SIZE, copy_tokenizer
 from self_reward.models.model import Model
 from self_reward.parameters.settings import Lora
 
-DROPOUTS = [
-    *("attention_dropout", "resid_dropout", "hidden_dropout", "dropout"),
-    *("attn_pdrop", "resid_pdrop", "embd_pdrop"),
-]
+DROPOUTS = "attention_dropout resid_dropout hidden_dropout dropout attn_pdrop resid_pdrop embd_pdrop".split()
 
 
 def load(model: Model, finetune: str, dropout: float, bf16: bool) -> PreTrainedModel:
-    """The weights of `model`, with `dropout` in its attention if all weights are trained (`finetune` full).
-
-    With lora the adapter has the dropout, and the model below it is exactly the reference. Raises UserError if the
-    model has no dropout that could be set.
-    """
+    """The weights of `model`, with `dropout` if all are trained (`finetune` full). With lora the adapter has it, and
+    the model below is exactly the reference. Raises UserError if the model has no dropout to set."""
     trust_remote_code = model.loading.trust_remote_code
     with base_model.loadable(model.folder):
         config = AutoConfig.from_pretrained(model.folder, trust_remote_code=trust_remote_code)
@@ -44,9 +38,9 @@ def load(model: Model, finetune: str, dropout: float, bf16: bool) -> PreTrainedM
 
 
 def adapter(weights: PreTrainedModel, lora: Lora, dropout: float) -> LoraConfig:
-    """The adapter to put on `weights`. Raises UserError for names of modules that it does not have."""
+    """The adapter for `weights`. Raises UserError for names of modules that they do not have."""
     target_modules: str | list[str] = lora.target_modules
-    if target_modules != "all-linear":  # peft would take a text for a pattern
+    if target_modules != "all-linear":  # peft would treat a string as a pattern
         target_modules = [name.strip() for name in lora.target_modules.split(",")]
         modules = dict(weights.named_modules())
         if unknown := [t for t in target_modules if not any(m == t or m.endswith(f".{t}") for m in modules)]:
@@ -66,16 +60,13 @@ def adapter(weights: PreTrainedModel, lora: Lora, dropout: float) -> LoraConfig:
 
 
 def save(trained: Any, model: Model, out: Path, finetune: str, tensors: dict[str, torch.Tensor] | None) -> None:
-    """Save what was `trained` to `out`, in the dtype of `model`, with the tokenizer of `model` and its chat template.
-
-    `tensors`: all of the weights, if `trained` (a PreTrainedModel or a PeftModel) holds only this process's share.
-    """
+    """Save `trained` (a PreTrainedModel or a PeftModel) to `out`, in the dtype of `model`, with its tokenizer and chat
+    template. `tensors`: all weights, if `trained` holds only this process's share."""
     with files.whole_folder(out) as part:
         if finetune == "lora":
             trained.save_pretrained(part, state_dict=tensors)
             (part / "README.md").unlink(missing_ok=True)
-            # The model's folder on this machine is of no use elsewhere, and PEFT writes sets in any order:
-            # the same training gives the same bytes.
+            # The same training gives the same bytes: PEFT writes the model's local folder, and sets in any order.
             config = json.loads((part / "adapter_config.json").read_bytes())
             config["base_model_name_or_path"] = None
             if isinstance(config.get("target_modules"), list):

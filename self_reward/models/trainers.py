@@ -1,7 +1,10 @@
 """TRL's trainers, changed in three ways: several processes take exactly the steps of one, DPO takes token ids, and
-processes share a precomputed reference, which changes nothing else."""
+processes share a precomputed reference, which changes nothing else. And their checkpoints: which can be resumed."""
 
+import json
+import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,17 @@ from trl import DPOTrainer, SFTTrainer
 
 from self_reward import disk
 from self_reward.errors import UserError
-from self_reward.models.job import Progress
-from self_reward.models.resuming import COMPLETE
+from self_reward.models.model import Progress
 from self_reward.types import Json
+
+COMPLETE = ".complete"  # in a checkpoint, written last
+
+log = logging.getLogger(__name__)
 
 
 class _SeveralProcesses:
-    """Lets several processes take exactly the steps of one, also if the last step of an epoch is smaller.
-
-    Micro batch i of an epoch goes to process i % n. accelerate fills the last round up with examples from the epoch's
-    beginning, so that each process has a micro batch; here they are taken out of the loss again.
-    """
+    """Micro batch i of an epoch goes to process i % n. In the last round accelerate repeats examples from the epoch's
+    beginning, so that each process has a micro batch; here they are taken out of the loss again."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
@@ -48,8 +51,8 @@ class DpoTrainer(_SeveralProcesses, DPOTrainer):
         return dataset  # TRL would render and tokenise text; these rows are token ids
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
-        """TRL keeps the log-probabilities in a file named by a hash of rows and model, by default in a temporary folder
-        of this process. Beside the checkpoints all processes find it, and so does a resumed training."""
+        """Keep TRL's file of log-probabilities, named by a hash of rows and model, beside the checkpoints instead of in
+        a temporary folder, so that all processes and a resumed training find it."""
         folder = Path(self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         dataset._get_cache_file_path = lambda fingerprint: str(folder / f"reference-{fingerprint}.arrow")
@@ -79,7 +82,7 @@ class DpoTrainer(_SeveralProcesses, DPOTrainer):
 
 
 def _gather_uneven(accelerator: Any, gather: Any, value: torch.Tensor, counts: bool) -> torch.Tensor:
-    """The figures of all processes for TRL's log, if they have different numbers of examples or none."""
+    """The figures of all processes for TRL's log, even if some have fewer examples or none."""
     if value.is_floating_point():
         value = value if counts else torch.full_like(value, torch.nan)
         gathered = gather(accelerator.pad_across_processes(value, pad_index=torch.nan))
@@ -113,6 +116,33 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         args.distributed_state.wait_for_everyone()  # each process writes the state of its random numbers
-        # transformers writes a checkpoint in place; a kill while it does leaves a part that looks like a checkpoint
+        # transformers writes a checkpoint in place, so a kill may leave a part that looks like a checkpoint
         if state.is_world_process_zero:
             (Path(args.output_dir or "") / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path, sharded: bool) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None.
+
+    Removes incomplete checkpoints, and those of the other kind: several GPUs (`sharded`) cannot resume what one process
+    (or several on CPU) wrote, nor the other way round.
+    """
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / COMPLETE).is_file():
+            shutil.rmtree(checkpoint)
+        elif (checkpoint / "pytorch_model_fsdp.bin").is_file() != sharded:
+            log.warning(
+                "%s was written with a different number of GPUs and cannot be resumed; removed", checkpoint.name
+            )
+            shutil.rmtree(checkpoint)
+        elif sharded and _at_end(checkpoint):  # resuming it takes one step too many, and it cannot be loaded alone
+            shutil.rmtree(checkpoint)
+        else:
+            complete.append(checkpoint)
+    return max(complete, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")), default=None)
+
+
+def _at_end(checkpoint: Path) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return bool(state["global_step"] >= state["max_steps"])

@@ -1,24 +1,24 @@
-"""SFT and DPO over TRL, on examples that are token ids already: training sees the tokens that sampling sees.
+"""SFT and DPO with TRL, on token ids: training sees the tokens that sampling sees.
 
-Both train the model folder that `checkpoints.materialise` returns, and save to `out` either an adapter (lora) or full
-weights in the dtype of the folder, with its tokenizer and chat template. Learning rate: linear warmup, then cosine to
-`min_learning_rate`. The effective batch is `batch_size`, whatever the micro batch and the number of processes.
+Both train the model folder that `checkpoints.materialise` returns, and save to `out` an adapter (lora) or full weights
+in the folder's dtype, with its tokenizer and chat template. Learning rate: linear warmup, then cosine to
+`min_learning_rate`. The effective batch size is `batch_size`, whatever the per-device batch size (the micro batch) and
+the number of processes.
 
-With several `hardware.processes` the same functions run in that many processes at once (train_group.py), which share
-the micro batches: FSDP on GPUs, one each; on a machine without GPUs DDP, which divides the work but not the model. The
-weights are those of one process, up to rounding.
+With several `hardware.processes`, `train` runs in that many processes (train_group.py), which share the micro batches:
+FSDP on GPUs, one each; without GPUs DDP, which divides the work but not the model. The weights are those of one
+process, up to rounding.
 
-`job.folder` gets a checkpoint every `checkpoint_steps`. Training resumes from the last complete one and ends with the
-weights of an undisturbed run, so the folder must belong to this one training.
+`job.folder` gets a checkpoint every `checkpoint_steps` optimizer steps. Training resumes from the last complete one and
+ends with the weights of an undisturbed run, so the folder must belong to this training alone.
 """
 
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import datasets
@@ -29,12 +29,10 @@ from trl import DPOConfig, SFTConfig
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import resuming, train_group, trainable, trainers
+from self_reward.models import train_group, trainable, trainers
 from self_reward.models.checkpoints import quiet
-from self_reward.models.job import Job
-from self_reward.models.model import Model
 from self_reward.models.train_group import Call
-from self_reward.parameters.settings import DpoTraining, Hardware, Lora, PreferenceLoss, SftTraining
+from self_reward.parameters.settings import PreferenceLoss
 from self_reward.types import Json
 
 log = logging.getLogger(__name__)
@@ -42,45 +40,14 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def train_sft(
-    model: Model,
-    examples: Sequence[tuple[list[int], list[int]]],
-    out: Path,
-    training: SftTraining,
-    *,
-    lora: Lora,
-    hardware: Hardware,
-    job: Job,
-) -> Json:
-    """Train on (prompt_ids, completion_ids), with the loss on the completions only (B15, B16), and save to `out`.
-
-    Examples longer than `max_length`, prompt and completion together, are left out and counted.
-    Returns figures for the manifest. Raises UserError for what cannot be trained, TryAgain when memory or disk is full.
-    """
-    return train(Call(model, examples, out, training, lora, hardware, job))
-
-
-def train_dpo(
-    model: Model,
-    pairs: Sequence[tuple[list[int], list[int], list[int]]],
-    out: Path,
-    training: DpoTraining,
-    *,
-    loss: PreferenceLoss,
-    lora: Lora,
-    hardware: Hardware,
-    job: Job,
-) -> Json:
-    """Train on (prompt_ids, chosen_ids, rejected_ids) with DPO and save to `out`. Otherwise as `train_sft`.
-
-    The policy starts as `model` and the reference is `model` (B1): with lora the same model with the new adapter
-    switched off; with full a second copy, or its log-probabilities computed beforehand (`precompute_reference`).
-    """
-    return train(Call(model, pairs, out, training, lora, hardware, job, loss))
-
-
 def train(call: Call) -> Json:
-    """SFT, or DPO if `call` has a loss: in this process, or from here in several. Raises and returns as `train_sft`."""
+    """SFT, or DPO if `call` has a loss, in as many processes as it says. Saves to `call.out`; returns figures for the
+    manifest. Raises UserError for what cannot be trained, TryAgain when memory or disk is full.
+
+    The loss is on the answers only (B15, B16). Examples longer than `max_length` with any answer, or with an empty one,
+    are left out and counted. DPO's reference is the model that training starts from (B1): with lora the same weights
+    without the adapter, with full a second copy or its log-probabilities computed beforehand (`precompute_reference`).
+    """
     processes, max_length = call.hardware.processes, call.training.max_length
     examples = [e for e in call.examples if all(e[1:]) and len(e[0]) + max(map(len, e[1:])) <= max_length]
     if problems := _problems(call, len(examples)):
@@ -98,7 +65,7 @@ def train(call: Call) -> Json:
 
 
 def _problems(call: Call, usable: int) -> list[str]:
-    """What would train something else than was asked for, or nothing. `usable`: examples that can be trained on."""
+    """Why nothing, or something other than requested, would be trained. `usable`: number of examples to train on."""
     training, processes, given = call.training, call.hardware.processes, len(call.examples)
     problems = []
     if training.batch_size % (training.micro_batch(processes) * processes):
@@ -116,9 +83,7 @@ def _problems(call: Call, usable: int) -> list[str]:
     if call.loss and call.loss.label_smoothing and call.loss.dpo_loss != "sigmoid":
         problems.append(f"label_smoothing {call.loss.label_smoothing} needs dpo_loss sigmoid, not {call.loss.dpo_loss}")
     if call.model.tokenizer.pad_token is None and call.model.tokenizer.eos_token is None:
-        problems.append(
-            f"{call.model.folder}: the tokenizer has neither a padding nor an end token; set one of them in it"
-        )
+        problems.append(f"{call.model.folder}: the tokenizer has neither a padding nor an end token; set one of them")
     if not given:
         problems.append("no examples to train on")
     elif not usable:
@@ -128,17 +93,17 @@ def _problems(call: Call, usable: int) -> list[str]:
     return problems
 
 
-# ---- what TRL is told
+# ---- TRL's arguments
 
 
 def _arguments(call: Call, count: int, micro: int) -> Json:
-    """TRL's arguments that SFT and DPO share, for `count` examples. Set explicitly where its defaults do harm (bf16 on
-    a CPU, checkpointing on)."""
+    """The arguments that SFT and DPO share, for `count` examples. Explicit where TRL's defaults do harm (bf16 on a CPU,
+    checkpointing on)."""
     training, hardware, processes = call.training, call.hardware, call.hardware.processes
     gpu = torch.cuda.is_available()
     has_bf16 = gpu and torch.cuda.is_bf16_supported()
     if call.model.loading.dtype == "bfloat16" and not has_bf16:
-        raise UserError("dtype bfloat16 needs a GPU that supports it, and this machine has none: set dtype to auto")
+        raise UserError("dtype bfloat16 needs a GPU that supports it, which this machine lacks: set dtype to auto")
     steps = training.max_steps or math.ceil(math.ceil(count / training.batch_size) * training.epochs)
     return {
         "output_dir": str(call.job.folder),
@@ -173,19 +138,19 @@ def _arguments(call: Call, count: int, micro: int) -> Json:
         "dataloader_pin_memory": gpu,
         "eval_strategy": "no",
         "push_to_hub": False,
-        "use_cpu": processes > 1 and not gpu,  # else accelerate believes that each process is alone
+        "use_cpu": processes > 1 and not gpu,  # otherwise accelerate treats each process as alone
         **(_FSDP if processes > 1 and gpu else {}),
     }
 
 
-# Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold the whole. (The
-# reference of full DPO, which TRL divides itself, is gathered as a whole at each of its forward passes.) FSDP2, since
-# transformers drops the first version. Tests run it on CPU processes; it has not been run on GPUs.
+# Weights, gradients and optimizer states are divided over the GPUs, layer by layer; files hold all of them. (TRL itself
+# divides the reference of full DPO, and gathers all of it in each forward pass.) FSDP2, since transformers drops the
+# first version. Tests run it on CPU processes; it has not been run on GPUs.
 _FSDP: Json = {
     "fsdp": True,
     "fsdp_config": {
         "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers are those that the model's class names
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers that the model's class names
         "reshard_after_forward": True,
         "cpu_ram_efficient_loading": False,  # each process loads the model: simple, at the price of main memory
         "state_dict_type": "FULL_STATE_DICT",
@@ -213,20 +178,13 @@ def _dpo_trainer(call: Call, pairs: list[tuple[list[int], ...]], micro: int) -> 
     training, loss = call.training, call.loss
     assert loss, "DPO has a loss"
     arguments = DPOConfig(
-        **_arguments(call, len(pairs), micro),
-        **_loss_arguments(loss),
-        disable_dropout=training.dropout == 0,
+        **_arguments(call, len(pairs), micro), **_loss_arguments(loss), disable_dropout=training.dropout == 0
     )
-    rows = datasets.Dataset.from_dict(
-        {
-            "prompt_ids": [prompt for prompt, _, _ in pairs],
-            "chosen_ids": [chosen for _, chosen, _ in pairs],
-            "rejected_ids": [rejected for _, _, rejected in pairs],
-        }
-    )
+    prompts, chosen, rejected = map(list, zip(*pairs, strict=True))
+    rows = datasets.Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": chosen, "rejected_ids": rejected})
     of_policy = _model_arguments(call, arguments)
-    # The policy can be its own reference with lora, and before training. Not with FSDP before training, which divides
-    # the policy only when training starts.
+    # The policy can be its own reference with lora, and before training; but not before training with FSDP, which
+    # divides the policy only when training starts.
     second = bool(arguments.fsdp_plugin_args) if loss.precompute_reference else training.finetune == "full"
     reference = trainable.load(call.model, training.finetune, 0.0, bool(arguments.bf16)) if second else None
     trainer = trainers.DpoTrainer(ref_model=reference, args=arguments, train_dataset=rows, **of_policy)
@@ -236,10 +194,10 @@ def _dpo_trainer(call: Call, pairs: list[tuple[list[int], ...]], micro: int) -> 
 
 
 def _loss_arguments(loss: PreferenceLoss) -> Json:
-    """The loss as a weighted sum of TRL's.
+    """The loss as a weighted sum of TRL's losses.
 
-    sigmoid is DPO's; sigmoid_norm divides both log-ratios by the lengths in tokens. `nll_weight` adds that many times
-    the mean negative log-likelihood of the chosen tokens (2404.19733). With `label_smoothing` s (CREAM, 2410.12735) the
+    sigmoid is DPO's; sigmoid_norm divides both log-ratios by the lengths in tokens. `nll_weight` is the weight of the
+    mean negative log-likelihood of the chosen tokens (2404.19733). With `label_smoothing` s (CREAM, 2410.12735) the
     loss is (1 - s) * -log sigmoid(h) + s * -log sigmoid(-h).
     """
     weights: dict[str, float] = {loss.dpo_loss: 1.0}
@@ -259,11 +217,11 @@ def _loss_arguments(loss: PreferenceLoss) -> Json:
 
 
 def _model_arguments(call: Call, arguments: TrainingArguments) -> Json:
-    """What a trainer is given besides its `arguments` and rows: the model, its adapter, its tokenizer."""
+    """A trainer's other arguments, besides `arguments` and the rows: the model, its adapter, its tokenizer."""
     training = call.training
     if arguments.fsdp_plugin_args and arguments.bf16:
-        # accelerate would also round what the model returns, from which DPO's log-probabilities are made (a sum over
-        # an answer is then off by whole units), and add gradients up in bf16
+        # accelerate would also sum gradients in bf16 and round the model's output, from which DPO's log-probabilities
+        # are computed (the sum over an answer is then off by whole units)
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
@@ -280,7 +238,7 @@ def _model_arguments(call: Call, arguments: TrainingArguments) -> Json:
 
 
 def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> Json:
-    """Train and save, alone or as a member of the process group. Returns figures."""
+    """Train and save, alone or as a member of the process group."""
     quiet()
     datasets.disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"  # the only switch for the bar over the reference's log-probabilities
@@ -288,19 +246,19 @@ def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> Json:
     make = _sft_trainer if call.loss is None else _dpo_trainer
 
     def attempt(micro: int) -> tuple[Trainer, int]:
-        last = resuming.last_checkpoint(call.job.folder, sharded=together and torch.cuda.is_available())
+        last = trainers.last_checkpoint(call.job.folder, sharded=together and torch.cuda.is_available())
         trainer = make(call, examples, micro)
         if together:
             if trainer.args.world_size != torch.distributed.get_world_size():
                 raise RuntimeError(f"accelerate sees {trainer.args.world_size} processes")
-            # or dropout would be the same in all processes
+            # otherwise dropout would be the same in all processes
             torch.manual_seed(trainer.args.seed + trainer.args.process_index)
         trainer.args._n_gpu = min(1, trainer.args.n_gpu)  # one process uses one GPU; TRL refuses DataParallel
         trainer.remove_callback(PrinterCallback)
         if last:
             log.info("resuming from %s", last.name)
             state = TrainerState.load_from_json(str(last / "trainer_state.json"))
-            if state.global_step >= state.max_steps:  # killed after its end: train() would take one step more
+            if state.global_step >= state.max_steps:  # killed after its end: train() would take one more step
                 trainer._load_from_checkpoint(str(last))
                 trainer.state = state
                 return trainer, micro
@@ -323,14 +281,14 @@ def _in_this_process(call: Call, examples: list[tuple[list[int], ...]]) -> Json:
 
 
 def _in_processes(call: Call) -> Json:
-    """What `train(call)` returns in the first of several processes."""
+    """Start the processes and return what `train(call)` returns in the first."""
     processes, gpus = call.hardware.processes, torch.cuda.device_count()
     if torch.cuda.is_available() and gpus < processes:
-        raise UserError(f"{processes} processes need one GPU each, but {gpus} are here; set train_gpus to {gpus}")
+        raise UserError(f"{processes} processes need one GPU each; this machine has {gpus}; set train_gpus to {gpus}")
 
     def attempt(micro: int) -> Json:
         # one process removes what cannot be resumed
-        resuming.last_checkpoint(call.job.folder, sharded=torch.cuda.is_available())
+        trainers.last_checkpoint(call.job.folder, sharded=torch.cuda.is_available())
         training = call.training.model_copy(update={"micro_batch_size": micro})
         return train_group.run(replace(call, training=training), call.job.folder / "group")
 
@@ -345,10 +303,10 @@ def with_smaller_batches(attempt: Callable[[int], Result], micro: int) -> Result
         except torch.OutOfMemoryError as error:
             if micro == 1:
                 raise TryAgain(
-                    "out of GPU memory even with a micro batch of 1; is another process on this GPU? Else lower "
-                    f"max_length, use finetune lora, or a larger GPU ({str(error).splitlines()[0]})"
+                    "out of GPU memory even with a micro batch of 1; does another process use this GPU? Otherwise "
+                    f"lower max_length, use finetune lora or a larger GPU ({str(error).splitlines()[0]})"
                 ) from None
-        # outside of the handler: the exception holds the frames, and they hold the memory
+        # outside the handler, because the exception holds the frames and they hold the memory
         micro = micro // 2 if micro % 2 == 0 else 1  # still divides the batch
         log.warning("out of GPU memory; trying again with a micro batch of %d", micro)
         torch.cuda.empty_cache()

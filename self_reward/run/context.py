@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from self_reward.models.job import Job
+from self_reward.models.model import Job
 from self_reward.repository import jsonl
 from self_reward.rows import Row
 from self_reward.run.checkout import Checkout

@@ -4,7 +4,7 @@ import pytest
 
 from self_reward.method import judge, scoring
 from self_reward.models import chat
-from self_reward.models.job import Job
+from self_reward.models.model import Job
 from self_reward.models.policy import Policy
 from self_reward.parameters.settings import Judging, Scale
 from self_reward.rows import Score

@@ -223,7 +223,7 @@ def test_hub_name_becomes_a_commit(hub):
 
 
 def test_hub_says_no(hub):
-    with pytest.raises(UserError, match=r"refuses it \(404\), and no folder me/absent is here"):
+    with pytest.raises(UserError, match=r"refuses it \(404\), and me/absent is not a local folder"):
         resolve("me/absent")
     with pytest.raises(UserError, match="safetensors"):
         resolve("me/pickled")
@@ -233,7 +233,7 @@ def test_hub_ill_or_out_of_reach(hub, monkeypatch):
     with pytest.raises(TryAgain, match="503"):
         resolve("me/ill")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(TryAgain, match="cannot be reached.* no folder me/good is here"):
+    with pytest.raises(TryAgain, match="cannot be reached.* me/good is not a local folder"):
         resolve("me/good")
 
 

@@ -18,8 +18,8 @@ import torch
 from self_reward import files
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import model as models
-from self_reward.models import resuming, train_group, train_worker, training
-from self_reward.models.job import Job
+from self_reward.models import train_group, train_worker, trainers, training
+from self_reward.models.model import Job
 from self_reward.parameters.settings import DpoTraining, Hardware, Loading, Lora, PreferenceLoss, SftTraining
 from self_reward.repository import jsonl
 from tests.models import test_training as base
@@ -95,7 +95,7 @@ from self_reward.models import train_worker
 train_worker.join(Path(sys.argv[3]) / "meeting")
 from tests.models import test_multi_gpu as t
 t.use_fsdp_on_cpu()
-torch, resuming = t.torch, t.resuming
+torch, trainers = t.torch, t.trainers
 for what, finetune, count, precision in t.FSDP_CASES:
     out = Path(sys.argv[3]) / f"{what}-{finetune}-{count}-{precision}"
     partial = Path(sys.argv[3]) / f"{out.name}.partial"
@@ -106,7 +106,7 @@ for what, finetune, count, precision in t.FSDP_CASES:
                 checkpoint_dir=partial, checkpoint_steps=3)  # its last checkpoint but the end's is at step 6
         torch.distributed.barrier()
         if os.environ["RANK"] == "0":  # the end's is of no use: one process removes it, as the stage does
-            resuming.last_checkpoint(partial, True)
+            trainers.last_checkpoint(partial, True)
         torch.distributed.barrier()
         t.train(what, Path(sys.argv[2]), Path(f"{out}-again"), finetune, count, epochs=2.0, train_gpus=2,
                 checkpoint_dir=partial, checkpoint_steps=3)
@@ -131,9 +131,9 @@ def use_fsdp_on_cpu() -> None:
             state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     state.AcceleratorState.__init__ = init
-    arguments, last = training._arguments, resuming.last_checkpoint
+    arguments, last = training._arguments, trainers.last_checkpoint
     training._arguments = lambda *words: arguments(*words) | training._FSDP
-    resuming.last_checkpoint = lambda work, sharded: last(work, True)
+    trainers.last_checkpoint = lambda work, sharded: last(work, True)
 
 
 @contextlib.contextmanager
@@ -267,7 +267,7 @@ def test_killed_group_leaves_no_process_and_two_or_one_resume_it(model, tmp_path
     assert gone(str(tmp_path), 60)
     partial = tmp_path / "partial"
     last = max(
-        int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / resuming.COMPLETE).exists()
+        int(folder.name[11:]) for folder in partial.glob("checkpoint-*") if (folder / trainers.COMPLETE).exists()
     )
     assert 6 <= last < 60 and not (tmp_path / "out").exists()
 
@@ -310,15 +310,15 @@ def test_a_checkpoint_of_another_kind_is_removed_and_reported(tmp_path, caplog):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 9}))
-        (folder / resuming.COMPLETE).touch()
+        (folder / trainers.COMPLETE).touch()
         if sharded:
             (folder / "pytorch_model_fsdp.bin").touch()
     (tmp_path / "checkpoint-12").mkdir()
-    found = resuming.last_checkpoint(tmp_path, sharded=True)
+    found = trainers.last_checkpoint(tmp_path, sharded=True)
     assert found == tmp_path / "checkpoint-6"
     assert sorted(tmp_path.iterdir()) == [found]
     assert "checkpoint-3 was written with a different number of GPUs and cannot be resumed" in caplog.text
-    assert resuming.last_checkpoint(tmp_path, sharded=False) is None
+    assert trainers.last_checkpoint(tmp_path, sharded=False) is None
 
 
 # ---- errors
@@ -485,7 +485,7 @@ def test_the_stage_ended_by_sigterm_leaves_no_process_and_resumes(model, tmp_pat
     process = subprocess.Popen([str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True)
     work = tmp_path / "cache/work"
     end = time.monotonic() + 300
-    while not list(work.glob(f"*/*/partial/checkpoint-*/{resuming.COMPLETE}")):
+    while not list(work.glob(f"*/*/partial/checkpoint-*/{trainers.COMPLETE}")):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.05)
     assert len(marked(str(tmp_path))) == 3

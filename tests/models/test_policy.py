@@ -13,7 +13,7 @@ import pytest
 from self_reward.errors import UserError
 from self_reward.method.asking import Sample
 from self_reward.models import chat, policy
-from self_reward.models.job import Job
+from self_reward.models.model import Job
 from self_reward.models.policy import Policy
 from tests.support.engines import load_engine, sampling
 from tests.support.tiny import make_tokenizer

@@ -18,9 +18,10 @@ from trl import DPOTrainer
 
 from self_reward import texts
 from self_reward.errors import TryAgain, UserError
-from self_reward.models import checkpoints, resuming, training
+from self_reward.models import base_model, checkpoints, trainers, training
 from self_reward.models import model as models
-from self_reward.models.job import Job
+from self_reward.models.model import Job
+from self_reward.models.train_group import Call
 from self_reward.parameters.settings import DpoTraining, Hardware, Loading, Lora, PreferenceLoss, SftTraining
 from tests.support import tiny
 
@@ -39,7 +40,7 @@ SETTINGS = {
 
 
 def train(what: str, folder: Path, examples: list[Any], out: Path, **options: Any) -> dict[str, Any]:
-    """training.train_<what> of the model in `folder`, with SETTINGS and `options`: fields of the groups that it takes.
+    """Train (`what`: sft or dpo) the model in `folder`, with SETTINGS and `options` (fields of its groups).
     Checkpoints are in a temporary folder, unless `checkpoint_dir` names one."""
     values = SETTINGS | options
     model = models.load(folder, group(Loading, values), values.pop("chat_template", "auto"))
@@ -48,9 +49,9 @@ def train(what: str, folder: Path, examples: list[Any], out: Path, **options: An
     groups = {"lora": group(Lora, values, "lora_"), "hardware": group(Hardware, values)}
     with tempfile.TemporaryDirectory() as temporary:
         job = Job(values.pop("checkpoint_dir", Path(temporary)), **values)
-        if what == "sft":
-            return training.train_sft(model, examples, out, settings, **groups, job=job)
-        return training.train_dpo(model, examples, out, settings, loss=loss, **groups, job=job)
+        return training.train(
+            Call(model, examples, out, settings, **groups, job=job, loss=loss if what == "dpo" else None)
+        )
 
 
 def group(kind, values: dict[str, Any], prefix: str = ""):
@@ -331,7 +332,7 @@ def test_full_saves_a_whole_model_in_the_dtype_of_the_base(model, tmp_path):
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(base)
     checkpoints.copy_tokenizer([model], base)
     train("sft", base, make_examples(16), tmp_path / "out", finetune="full", dropout=0.3, chat_template="plain")
-    assert checkpoints.folder_problems(tmp_path / "out", trust_remote_code=False) == []
+    assert base_model.folder_problems(tmp_path / "out", trust_remote_code=False) == []
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out/config.json").read_text())["attention_dropout"] == 0.0
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == texts.builtin("chat_template", "plain")
@@ -383,7 +384,7 @@ def test_all_problems_at_once(model, tmp_path, monkeypatch):
         "batch_size 8 cannot be divided into micro batches of 3; use a multiple of 3, such as 9",
         "min_learning_rate 0.5 is above learning_rate 0.01",
         "label_smoothing 0.2 needs dpo_loss sigmoid, not sigmoid_norm",
-        f"{model}: the tokenizer has neither a padding nor an end token; set one of them in it",
+        f"{model}: the tokenizer has neither a padding nor an end token; set one of them",
         "no examples to train on",
     ]
 
@@ -468,7 +469,7 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
     assert (partial / "checkpoint-6").is_dir() and not (tmp_path / "killed/out").exists()
     (partial / "checkpoint-9").mkdir(exist_ok=True)  # as a kill in the middle of writing leaves it
     (partial / "checkpoint-9/model.safetensors").write_bytes(b"half")
-    (partial / "checkpoint-9" / resuming.COMPLETE).unlink(missing_ok=True)
+    (partial / "checkpoint-9" / trainers.COMPLETE).unlink(missing_ok=True)
     resumed = subprocess.run(
         [*command, str(tmp_path / "killed/out"), tests, "0"],
         env=environment, capture_output=True, text=True, check=True,

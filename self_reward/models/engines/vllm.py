@@ -1,8 +1,8 @@
-"""The vLLM sampler: the engine is fed request by request, so that its batches never run empty.
+"""The vLLM sampler: requests are fed continuously, so that the engine's batches never run empty.
 
-The engine runs in this process (set VLLM_ENABLE_V1_MULTIPROCESSING=1 to put it into another), so a kill leaves nothing
-behind. With tensor_parallel_size above 1 its workers are processes of their own, which end when this one does. The
-samples do not depend on `seed` alone: vLLM's batches depend on timing, so a second run gives other samples.
+The engine runs in this process (unless VLLM_ENABLE_V1_MULTIPROCESSING=1), so a kill leaves nothing behind; with
+tensor_parallel_size above 1 its workers are child processes that end with this one. vLLM's batches depend on timing, so
+a second run with the same `seed` gives other samples.
 """
 
 import logging
@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator, Set
 from typing import Any
 
-# before the import: vLLM reads them then
+# before the import, at which vLLM reads them
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# FlashInfer's kernels for top-p are compiled at the first request, with nvcc, which our images and most machines lack
+# FlashInfer compiles its kernels for top-p at the first request with nvcc, which our images and most machines lack
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 import torch
@@ -36,12 +36,11 @@ class VllmSampler:
     def __init__(self, model: Model, engine: Engine, *, seed: int):
         on_cpu = current_platform.is_cpu()
         if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take a share of the whole memory
-            os.environ.setdefault(
-                "VLLM_CPU_OMP_THREADS_BIND", "nobind"
-            )  # binding costs 8/9 of the speed in a container
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take a share of all memory
+            # binding costs 8/9 of the speed in a container
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         dtype = model.loading.dtype
-        if dtype == "auto":  # vLLM's own "auto" makes bfloat16 of a float32 checkpoint, on a CPU too
+        if dtype == "auto":  # vLLM's own "auto" turns float32 into bfloat16, even on a CPU
             dtype = "float32" if on_cpu else "bfloat16"
         self.tokenizer = model.tokenizer
         arguments = EngineArgs(
@@ -55,7 +54,7 @@ class VllmSampler:
             enforce_eager=on_cpu,
             enable_prefix_caching=True,
             generation_config="vllm",  # not the folder's: its penalties and end tokens would leak in (B10)
-            skip_tokenizer_init=True,  # prompts are token ids, and text is decoded here as in the transformers sampler
+            skip_tokenizer_init=True,  # token ids in and out, as in the transformers sampler
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
@@ -63,20 +62,20 @@ class VllmSampler:
             self.llm = LLMEngine.from_engine_args(arguments)
         except torch.OutOfMemoryError as error:
             raise TryAgain(f"{model.folder}: the model does not fit into the GPU's free memory: {error}") from error
-        except ValueError as error:  # settings that cannot work, and too little memory for the cache
+        except ValueError as error:  # settings that cannot work, or too little memory for the cache
             raise UserError(f"vLLM cannot load {model.folder} with these settings: {error}") from error
-        except Exception as error:  # of a worker's end vLLM says no more
+        except Exception as error:  # vLLM gives no details when a worker ends
             if engine.generate_gpus > 1 and "initialization failed" in str(error):
                 raise TryAgain(
                     f"{model.folder}: a process of vLLM's engine ended while it loaded the model: out of memory, or "
-                    "killed; the log has its own words"
+                    "killed; see the log"
                 ) from error
             raise
         self.max_model_len: int = self.llm.vllm_config.model_config.max_model_len
         self.calls = 0
 
     def chunks(self, prompts: list[list[int]]) -> list[list[int]]:
-        """Indices of the prompts that must stay together: each stands alone, the engine fills its own batches."""
+        """Each prompt by itself: the engine fills its own batches."""
         return [[index] for index in range(len(prompts))]
 
     def sample(
@@ -88,13 +87,8 @@ class VllmSampler:
         seed: int,
         done: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, list[Sample]]]:
-        """Yield (index of the prompt, its n samples) for every prompt that is not in `done`, each when it is finished.
-
-        `seed` is not used: the engine was seeded when it was loaded, and a seed per request breaks chunked prefill on a
-        CPU.
-        Temperature 0 is greedy: n equal samples. A prompt that leaves no room in the model gives n empty samples with
-        finish_reason "length".
-        """
+        """As TransformersSampler.sample, but each prompt is yielded when it is finished, and `seed` is not used: the
+        engine was seeded when it was loaded, and a seed per request breaks chunked prefill on a CPU."""
         todo = []
         greedy = sampling.temperature == 0
         for index, prompt in enumerate(prompts):
@@ -110,7 +104,7 @@ class VllmSampler:
                 top_p=1.0 if greedy else sampling.top_p,
                 max_tokens=min(sampling.max_tokens, room),
                 stop_token_ids=stop_token_ids,
-                ignore_eos=True,  # the stop tokens are those given, no others
+                ignore_eos=True,  # only the given stop tokens
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -127,20 +121,21 @@ class VllmSampler:
         return Sample(str(text), ids, output.finish_reason)
 
     def choice_logprobs(self, prompts: list[list[int]], choices: list[int]) -> list[list[float]]:
-        """Log-probabilities (nats) of `choices` as the next token of each prompt, renormalised over the choices."""
+        """As TransformersSampler.choice_logprobs."""
+        # vLLM's log-probabilities are over the whole vocabulary
         params = SamplingParams(
             max_tokens=1, temperature=0, logprob_token_ids=choices, detokenize=False, ignore_eos=True
-        )  # vLLM gives them over the whole vocabulary
+        )
         result: list[list[float]] = [[] for _ in prompts]
         for index, outputs in self._run([(i, p, params) for i, p in enumerate(prompts)], sequences=1):
-            found = outputs[0].logprobs[0]
-            result[index] = torch.tensor([found[c].logprob for c in choices]).log_softmax(-1).tolist()
+            logprobs = outputs[0].logprobs[0]
+            result[index] = torch.tensor([logprobs[c].logprob for c in choices]).log_softmax(-1).tolist()
         return result
 
     def _run(
         self, todo: list[tuple[int, list[int], SamplingParams]], *, sequences: int
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Feed (index, prompt, parameters) to the engine, at most twice as many sequences as it runs at once."""
+        """Feed (index, prompt, parameters) to the engine; at most twice as many sequences wait or run as it can run."""
         window = max(1, 2 * self.llm.vllm_config.scheduler_config.max_num_seqs // sequences)
         self.calls += 1
         request_of: dict[str, int] = {}
@@ -164,17 +159,17 @@ class VllmSampler:
     def _step(self) -> list[Any]:
         try:
             return self.llm.step()
-        except RuntimeError as error:  # of a worker that died vLLM says "cancelled", or "Executor failed."
-            core = getattr(self.llm.engine_core, "engine_core", None)  # where the engine is in this process
+        except RuntimeError as error:  # vLLM reports a dead worker as "cancelled" or "Executor failed."
+            core = getattr(self.llm.engine_core, "engine_core", None)  # if the engine is in this process
             if getattr(getattr(core, "model_executor", None), "is_failed", False):
                 raise TryAgain(
-                    "a process of vLLM's engine died, for want of memory or killed; run again to go on from the "
-                    "finished prompts"
+                    "a process of vLLM's engine died: out of memory, or killed; run again to resume after the finished "
+                    "prompts"
                 ) from error
             raise
 
     def close(self) -> None:
-        """Stop the engine and whatever processes it started, and give the memory back."""
+        """Stop the engine and its processes, and free the memory."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self.llm.engine_core.shutdown()
