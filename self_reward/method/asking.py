@@ -1,4 +1,4 @@
-"""What the method knows of a language model: texts in, samples out. models/policy.py has the real one."""
+"""A language model as the method sees it: texts in, samples out. models/policy.py implements it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Policy(Protocol):
     def ask(
         self, texts: Sequence[str], sampling: Sampling, *, n: int = 1, part: str = "", seed_offset: int = 0
     ) -> list[list[Sample]]:
-        """The n samples of the answer to each text, in order. Texts that another shard answers have none."""
+        """n samples of the answer to each text, in order; none for texts that another shard answers."""
 
     def choice_logprobs(self, begun: Sequence[tuple[str, str]], choices: Sequence[str]) -> list[list[float] | None]:
         """For each (question, beginning of its answer): the log-probabilities (nats) of `choices` as the next word of

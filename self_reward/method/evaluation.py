@@ -1,4 +1,4 @@
-"""What is measured of a checkpoint. For measuring only: nothing here is seen in training."""
+"""Measuring a checkpoint. Training uses nothing of this."""
 
 import importlib
 import math
@@ -20,14 +20,14 @@ def load_verifier(name: str) -> Verifier:
     """The function that `module:function` names."""
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        verifier: Verifier = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # whatever the user's module raises when it is imported
         raise UserError(
             f"verifier = {name}: {type(error).__name__}: {error}; expected module:function, importable here"
         ) from error
-    if not callable(found):
+    if not callable(verifier):
         raise UserError(f"verifier = {name}: not a function")
-    return found
+    return verifier
 
 
 def measure(
@@ -40,10 +40,8 @@ def measure(
     verifier: Verifier | None,
     perfect: float,
 ) -> dict[str, Any]:
-    """Answer `prompts`, have the model judge its answers and the ranked responses of `groups`; see the keys below.
-
-    `judge` gives the judgement of each (prompt, response); `perfect` is the highest score.
-    """
+    """Answer `prompts`, and judge the answers and the ranked responses of `groups`. `judge` gives the judgement of each
+    (prompt, response); `perfect` is the highest score."""
     samples = policy.ask(prompts, answering, part="answers")
     answers = [(prompt, sample.text) for prompt, (sample,) in zip(prompts, samples, strict=True)]
     ranked = [(group.prompt, response.text) for group in groups for response in group.responses]
@@ -67,26 +65,24 @@ def measure(
 
 
 def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
-    """What the verifier says of each (prompt, response), by measure; a plain number is the measure `reward`. Raises
-    UserError where it fails or says something else than numbers."""
+    """The verifier's values for each (prompt, response), by measure; a plain number is the measure `reward`. Raises
+    UserError if it fails or returns anything but finite numbers."""
     columns: dict[str, list[float]] = {}
     for prompt, response in answers:
         try:
-            said = verifier(prompt, response)
-            values = {str(k): float(v) for k, v in (said if isinstance(said, dict) else {"reward": said}).items()}
+            result = verifier(prompt, response)
+            values = {str(k): float(v) for k, v in (result if isinstance(result, dict) else {"reward": result}).items()}
         except (Exception, SystemExit) as error:  # whatever the user's function raises
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"the verifier fails in {place.filename}:{place.lineno} ({type(error).__name__}: {error}); expected a "
                 f"number or a dict of numbers for prompt {prompt[:200]!r} and response {response[:200]!r}"
             ) from error
-        if not values or not all(math.isfinite(value) for value in values.values()):
-            raise UserError(f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}")
+        returned = f"the verifier returned {values} for prompt {prompt[:200]!r} and response {response[:200]!r}"
+        if not values or not all(map(math.isfinite, values.values())):
+            raise UserError(f"{returned}; expected finite numbers")
         if columns and set(values) != set(columns):
-            raise UserError(
-                f"the verifier says {values} of prompt {prompt[:200]!r} and response {response[:200]!r}; expected "
-                f"{', '.join(columns)}, as of the responses before"
-            )
+            raise UserError(f"{returned}; expected {', '.join(columns)}, as for the responses before")
         for name, value in values.items():
             columns.setdefault(name, []).append(value)
     return columns
@@ -94,11 +90,8 @@ def verified(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> dict[str
 
 def summary(columns: dict[str, list[float]]) -> dict[str, dict[str, float | None]]:
     """Mean, standard error and number of each measure."""
-    result: dict[str, dict[str, float | None]] = {}
-    for name, values in columns.items():
-        mean, se = metrics.mean_and_se(values)
-        result[name] = {"mean": mean, "se": se, "n": len(values)}
-    return result
+    figures = {name: (*metrics.mean_and_se(values), len(values)) for name, values in columns.items()}
+    return {name: {"mean": mean, "se": se, "n": n} for name, (mean, se, n) in figures.items()}
 
 
 def judge_against_verifier(judgements: Sequence[Judgement], rewards: Sequence[float]) -> dict[str, float | int | None]:
@@ -118,12 +111,7 @@ def parse_rate(judgements: Sequence[Judgement]) -> float | None:
 
 
 def judge_against_ranks(judgements: Sequence[Judgement], groups: Sequence[Ranked], perfect: float) -> dict[str, Any]:
-    """Agreement of the judge with ranked responses; `judgements` follow the responses of `groups` in order."""
+    """Agreement of the judge with ranked responses; `judgements` are in the order of the responses of `groups`."""
     scores = (judged.score for judged in judgements)
-    return metrics.judge_agreement(
-        [
-            ([next(scores) for _ in group.responses], [response.rank for response in group.responses])
-            for group in groups
-        ],
-        perfect,
-    )
+    rows = [[(next(scores), response.rank) for response in group.responses] for group in groups]
+    return metrics.judge_agreement([([s for s, _ in row], [rank for _, rank in row]) for row in rows], perfect)

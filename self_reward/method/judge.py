@@ -16,7 +16,7 @@ class _Rubric(NamedTuple):
     first: str  # "prompt" or "response": which placeholder comes first
     middle: str
     after: str
-    tags: re.Pattern[str] | None  # the opening or closing of a tag that surrounds a placeholder
+    tags: re.Pattern[str] | None  # matches the "<" of a tag that surrounds a placeholder
 
 
 @lru_cache(maxsize=16)
@@ -34,7 +34,7 @@ def _parts(rubric: str) -> _Rubric:
     surrounding = re.findall(r"<([A-Za-z][\w-]*)\s*>\s*\{(?:prompt|response)\}\s*</\1\s*>", rubric)
     tags = None
     if surrounding:
-        # \s and characters of no width, which a model may well read over; possessive, so that it stays linear
+        # \s and zero-width characters, which a model may ignore; possessive, so that matching stays linear
         gap = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*+"
         names = "|".join(re.escape(name) for name in surrounding)
         tags = re.compile(rf"<(?={gap}(?:[/\\]{gap})*+(?:{names})(?![\w-]))", re.IGNORECASE)
@@ -42,32 +42,29 @@ def _parts(rubric: str) -> _Rubric:
 
 
 def judge_prompt(rubric: str, prompt: str, response: str) -> str:
-    """What the judge is asked about `response` to `prompt`.
+    """The judge's prompt about `response` to `prompt`. Raises UserError if `rubric` does not hold {prompt} and
+    {response} once each.
 
-    `rubric` holds {prompt} and {response} once each, else UserError. Both are replaced in one pass: a prompt that
-    contains "{response}" stays as it is. A tag that surrounds a placeholder in the rubric cannot be opened or closed
-    by the texts: its "<" becomes "&lt;" there.
+    Both are replaced in one pass: a prompt that contains "{response}" stays as it is. The texts cannot open or close a
+    tag that surrounds a placeholder in the rubric: its "<" becomes "&lt;" in them.
     """
     parts = _parts(rubric)
     if parts.tags:
         prompt, response = parts.tags.sub("&lt;", prompt), parts.tags.sub("&lt;", response)
-    one, two = (prompt, response) if parts.first == "prompt" else (response, prompt)
-    return parts.before + one + parts.middle + two + parts.after
+    first, second = (prompt, response) if parts.first == "prompt" else (response, prompt)
+    return parts.before + first + parts.middle + second + parts.after
 
 
 @lru_cache(maxsize=64)
 def _folded(text: str, end: str = "") -> re.Pattern[str]:
-    """Matches `text` with any white space where it has some. None is looked for around it: a search for white space and
-    then a word costs the square of a long run of it."""
+    """Matches `text` with any white space where it has some; not around it, since a search for white space followed by
+    a word is quadratic in a long run of it."""
     return re.compile(r"\s++".join(re.escape(word) for word in text.split()) + end)
 
 
 def split_judge_prompt(rubric: str, text: str) -> tuple[str, str] | None:
-    """The (prompt, response), stripped, of a text that judge_prompt(rubric, ...) could have made, up to white space;
-    or None. Linear time.
-
-    Where the text between the placeholders occurs more than once, its first occurrence splits.
-    """
+    """The (prompt, response), stripped, if judge_prompt(rubric, ...) could have made `text`, up to white space; else
+    None. The first occurrence of the text between the placeholders splits it. Linear time."""
     parts = _parts(rubric)
     text = text.strip()
     before = _folded(parts.before).match(text)
@@ -75,14 +72,13 @@ def split_judge_prompt(rubric: str, text: str) -> tuple[str, str] | None:
     after = _folded(parts.after, r"\Z").search(text, middle.end()) if middle else None
     if not (before and middle and after):
         return None
-    one, two = text[before.end() : middle.start()].strip(), text[middle.end() : after.start()].strip()
-    return (one, two) if parts.first == "prompt" else (two, one)
+    first, second = text[before.end() : middle.start()].strip(), text[middle.end() : after.start()].strip()
+    return (first, second) if parts.first == "prompt" else (second, first)
 
 
 # ---- the score in the judge's answer
 #
-# Every repetition below has an upper bound, so that reading is linear in the length of the text, whatever a model
-# wrote.
+# Every repetition below is bounded, so that reading is linear in the length of the text, whatever a model wrote.
 
 _WORDS = {word: i for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBER = rf"(?:[0-9]{{1,9}}(?:\.[0-9]{{1,20}})?|\.[0-9]{{1,20}}|(?:{'|'.join(_WORDS)})(?![A-Za-z]))"
@@ -132,7 +128,7 @@ def _number(text: str) -> float:
 
 
 def _value_at(text: str, start: int, low: float, high: float) -> tuple[float | None, int]:
-    """The score that starts at `start`, None if what stands there is not one on the scale, and where it ends."""
+    """The score at `start` (None if it is not a score on the scale), and where it ends."""
     value = _VALUE.match(text, start)
     if not value:
         return None, start
@@ -149,7 +145,7 @@ def _value_at(text: str, start: int, low: float, high: float) -> tuple[float | N
 
 
 def _after_keyword(text: str, keyword: int, link: re.Pattern[str]) -> int | None:
-    """Where the value is that the word "score" ending at `keyword` announces; None when it announces none."""
+    """Where the value starts that the word "score" ending at `keyword` announces, or None."""
     says = link.match(text, keyword)
     if not says:
         return None
@@ -167,22 +163,18 @@ def _after_keyword(text: str, keyword: int, link: re.Pattern[str]) -> int | None
 
 
 def _last_stated(text: str) -> int | None:
-    """Where the value of the last `Score: ...` is."""
-    for keyword in reversed([match.end() for match in _KEYWORD.finditer(text)]):
-        start = _after_keyword(text, keyword, _SAYS)
-        if start is not None:
-            return start
-    return None
+    """Where the value of the last `Score: ...` starts."""
+    starts = (_after_keyword(text, match.end(), _SAYS) for match in reversed(list(_KEYWORD.finditer(text))))
+    return next((start for start in starts if start is not None), None)
 
 
 def parse_score(text: str, low: float = 0, high: float = 5) -> float | None:
     """The score that a judge's answer ends with, or None (bugs B11, B14). Linear time; never raises on a str.
 
-    `text` is the answer alone, never the judge's prompt, which holds the candidate's text. The last stated score
-    counts, and when that one is unreadable or not between `low` and `high` there is none: an earlier one is not the
-    judge's word. Where none is stated, a bare number counts that is the whole answer, else a fraction whose denominator
-    is `high`, else "a score of 4"; a stated score wins over these, since a judge also writes what "a 5/5 answer" would
-    have had.
+    `text` is the answer alone, without the judge's prompt, which holds the candidate's text. The last stated score
+    counts; if it is unreadable or not between `low` and `high`, no earlier one does. If none is stated, the answer
+    counts if it is only a number, otherwise a fraction whose denominator is `high`, otherwise "a score of 4"; a stated
+    score takes precedence, since a judge also writes what "a 5/5 answer" would have.
     """
     text = text.replace("\u00a0", " ")
     stated = _last_stated(text)
@@ -205,10 +197,8 @@ def parse_score(text: str, low: float = 0, high: float = 5) -> float | None:
 
 
 def score_prefix(text: str, label: str = "\nScore: ") -> str:
-    """A judgement up to right before the value of its last "Score:", or with `label` appended when it states none.
-
-    For forced scoring: the next token is then one of the scale's digits, and its log-probabilities are read.
-    """
+    """For forced scoring: a judgement up to the value of its last "Score:", or with `label` appended if it states none.
+    The next token is then one of the scale's digits, whose log-probabilities are read."""
     stated = _last_stated(text)
     if stated is None:
         return text + label
@@ -216,12 +206,12 @@ def score_prefix(text: str, label: str = "\nScore: ") -> str:
     if prefix[-1].isspace() or stated < len(text):
         return prefix
     spaced = prefix + " "
-    return spaced if _last_stated(spaced) == len(spaced) else prefix  # white space before a value has a bound too
+    return spaced if _last_stated(spaced) == len(spaced) else prefix  # white space before a value is bounded too
 
 
 def expected_score(logprobs: list[float], values: list[float]) -> float:
-    """The mean of `values` under softmax(`logprobs`): G-Eval's score (arXiv 2303.16634). ValueError where there is
-    none."""
+    """The mean of `values` under softmax(`logprobs`): G-Eval's score (arXiv 2303.16634). Raises ValueError if it is
+    undefined."""
     if not values or len(logprobs) != len(values):
         raise ValueError(f"{len(logprobs)} log-probabilities for {len(values)} values; expected one each, at least one")
     highest = max(logprobs)
@@ -232,6 +222,6 @@ def expected_score(logprobs: list[float], values: list[float]) -> float:
 
 
 def average(votes: list[float | None]) -> float | None:
-    """Mean of the readable votes (bug B12); None is not a vote (bug B14). Without any: None."""
+    """Mean of the readable votes (bug B12), or None; an unreadable vote (None) does not count (bug B14)."""
     readable = [vote for vote in votes if vote is not None]
     return fmean(readable) if readable else None

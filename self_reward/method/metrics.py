@@ -1,4 +1,4 @@
-"""What is measured about judges and models."""
+"""Measures of judges and models."""
 
 import math
 import statistics
@@ -11,18 +11,18 @@ def judge_agreement(
     """How far a judge agrees with people (paper section 3.2.2).
 
     A group is one prompt: the judge's scores (None: unreadable) and the human ranks (0 = best, as in OASST) of its
-    responses. Unreadable responses are left out and counted (bug B14); a group counts from two readable responses with
-    two ranks on.
+    responses. Unreadable responses are left out and counted (bug B14). A group counts if its readable responses have at
+    least two ranks.
 
-    - pairwise_accuracy: share of pairs of different human rank that the judge orders the same way. A tie of the judge
-      is not the same way; tie_rate is the share of pairs that it ties.
-    - five_best: share of responses scored `perfect` that are the human's best among the group's readable ones.
-    - exact_match: share of groups in which every pair of different human rank is in the right order.
-    - spearman, kendall (tau-b): means over the groups; a group in which the judge gives one score to all counts as 0.
+    - pairwise_accuracy: share of pairs of different human rank that the judge orders the same way; its ties do not
+      count as such. tie_rate: share of pairs that it ties.
+    - five_best: share of responses scored `perfect` that people rank best among the group's readable ones.
+    - exact_match: share of groups with every pair of different human rank in the right order.
+    - spearman, kendall (tau-b): means over the groups; 0 for a group in which the judge gives equal scores.
 
     A share of nothing is None.
     """
-    from scipy import stats  # takes a second, and only 06_evaluate measures
+    from scipy import stats  # takes a second, and only 06_evaluate needs it
 
     pairs = right = ties = fives = fives_best = exact = unparsed = responses = 0
     spearmans: list[float] = []
@@ -73,29 +73,21 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     from scipy import stats
 
     if len(x) != len(y):
-        raise ValueError(f"{len(x)} values against {len(y)}; expected as many")
+        raise ValueError(f"{len(x)} values against {len(y)}; expected the same number")
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
     return float(stats.pearsonr(x, y).statistic)
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error (sample standard deviation / sqrt(n)); None where there are too few values."""
-    if not values:
-        return None, None
-    if len(values) == 1:
-        return float(values[0]), None
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    """Mean and its standard error (sample standard deviation / sqrt(n)); None for too few values."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def length_stats(lengths: Sequence[int]) -> dict[str, float | int | None]:
-    """n, mean, median, least and most of lengths in tokens or characters."""
+    """Number, mean, median, minimum and maximum of lengths in tokens or characters."""
     if not lengths:
         return {"n": 0, "mean": None, "median": None, "min": None, "max": None}
-    return {
-        "n": len(lengths),
-        "mean": statistics.fmean(lengths),
-        "median": statistics.median(lengths),
-        "min": min(lengths),
-        "max": max(lengths),
-    }
+    mean, median = statistics.fmean(lengths), statistics.median(lengths)
+    return {"n": len(lengths), "mean": mean, "median": median, "min": min(lengths), "max": max(lengths)}

@@ -1,4 +1,4 @@
-"""Few-shot writing of new prompts: ask, parse, filter, ask again, until there are enough (paper section 2.2)."""
+"""Few-shot writing of new prompts: ask, parse, filter, and ask again until enough are accepted (paper section 2.2)."""
 
 import math
 import random
@@ -10,12 +10,12 @@ from self_reward.errors import UserError
 from self_reward.method import prompts
 from self_reward.parameters.settings import Writing
 
-FIRST_YIELD = 0.5  # usable prompts a request, assumed until the first round has shown how many there are
+FIRST_YIELD = 0.5  # usable prompts per request, assumed until the first round has shown how many
 
 
 @dataclass
 class Written:
-    """The accepted prompts, and what became of everything that the model wrote, by reason."""
+    """The accepted prompts, and counts of the others by reason."""
 
     prompts: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -32,11 +32,11 @@ def write(
     writing: Writing,
     seed: int,
 ) -> Written:
-    """Up to `writing.num_prompts` new prompts.
+    """Up to `writing.num_prompts` new prompts. `ask(round, requests)` gives the model's answer to each request and its
+    finish_reason.
 
-    `ask(round, requests)` gives the model's answer to each request and its finish_reason. Only the answers are
-    parsed, never the shots (B2). The loop is bounded by `prompt_max_requests` (B20). Raises UserError, with counts by
-    reason and samples, when less than `min_prompt_yield` of what the model writes is usable.
+    Only the answers are parsed, never the shots (B2). `prompt_max_requests` bounds the loop (B20). Raises UserError,
+    with counts by reason and samples, if less than `min_prompt_yield` of what the model writes is usable.
     """
     written = Written()
     number = 0
@@ -63,24 +63,23 @@ def write(
 def _take(answers: list[tuple[str, str]], accept: prompts.PromptFilter, written: Written, count: int) -> None:
     candidates = []
     for text, finish_reason in answers:
-        found = prompts.parse_prompts(text, finish_reason)
-        candidates += found
-        if not found:
-            written.candidates += 1
-            written.reasons["nothing_parsed"] += 1
-            _keep_sample(written, "nothing_parsed", text)
+        parsed = prompts.parse_prompts(text, finish_reason)
+        candidates += parsed
+        if not parsed:
+            _reject(written, "nothing_parsed", text)
     for candidate, reason in zip(candidates, accept.take(candidates), strict=True):
         if len(written.prompts) >= count:
             return
-        written.candidates += 1
-        if reason is None:
-            written.prompts.append(candidate)
+        if reason is not None:
+            _reject(written, reason, candidate)
         else:
-            written.reasons[reason] += 1
-            _keep_sample(written, reason, candidate)
+            written.candidates += 1
+            written.prompts.append(candidate)
 
 
-def _keep_sample(written: Written, reason: str, text: str) -> None:
+def _reject(written: Written, reason: str, text: str) -> None:
+    written.candidates += 1
+    written.reasons[reason] += 1
     if sum(kept == reason for kept, _ in written.rejected) < 3:
         written.rejected.append((reason, text[:200]))
 
@@ -90,6 +89,6 @@ def _unusable(written: Written) -> str:
     samples = "; ".join(f"{reason}: {text!r}" for reason, text in written.rejected[:3])
     return (
         f"the model cannot write prompts: {len(written.prompts)} of {written.candidates} are usable ({reasons}). "
-        f"Samples: {samples}. Set prompt_model to a model that can (base, M0/sft), or mend prompt_template, "
+        f"Samples: {samples}. Set prompt_model to a model that can (base, M0/sft), or fix prompt_template, "
         "prompt_pattern or the length bounds"
     )

@@ -18,11 +18,11 @@ from self_reward.parameters.settings import PairRules, Scale
 from self_reward.rows import Preference, Score
 
 Reason = Literal["unscored", "truncated", "identical", "tie", "margin"]
-"""Why a prompt makes no pair: fewer than two readable scores; fewer than two responses left without those that were cut
-off; fewer than two texts; equal scores; scores no further apart than min_margin."""
+"""Why a prompt makes no pair: fewer than two readable scores; fewer than two responses that were not cut off; fewer
+than two texts; equal scores; scores no further apart than min_margin."""
 
 TOTALS = ("prompts", "responses", "unreadable", "pairs")
-"""What `build` counts beside the reasons."""
+"""What `build` counts besides the reasons."""
 
 _NEAR = 1e-9  # means of votes are not exact: 4.6 - 4.0 must not be more than a margin of 0.6
 _score = attrgetter("score")
@@ -31,52 +31,48 @@ _score = attrgetter("score")
 def build(
     rows: Iterable[Score], rules: PairRules, seed: int, counts: Counter[str], path: Path | str = "the scores"
 ) -> Iterator[Preference]:
-    """The pairs of a file of scored responses, as a stream; the rows of a prompt must be consecutive.
+    """Stream the pairs of the scored responses in the file `path`; the rows of a prompt must be consecutive.
 
-    `counts` is filled on the way: prompts, responses, unreadable (responses without a score), pairs, and the prompts
-    without a pair by their reason. Raises UserError, with the file `path`, for a prompt_id that comes back later or
-    stands for two prompts.
+    Fills `counts`: prompts, responses, unreadable (responses without a score), pairs, and the prompts without a pair by
+    reason. Raises UserError for a prompt_id that returns later or has two prompts.
 
-    `shuffle_preferences` is the control: each text gets a random score in 0..5 that depends on `seed`, the prompt and
-    the text alone, and everything else (what is dropped, rho, margin, columns) is as usual. Swapping the chosen and
-    the rejected of judged pairs would not do: best against worst is a choice of the judge too.
+    `shuffle_preferences` is the control: each text gets a random score in 0..5 that depends only on `seed`, the prompt
+    and the text; everything else (what is dropped, rho, margin, columns) is as usual. Swapping the chosen and the
+    rejected of judged pairs would not do, since best against worst is the judge's choice too.
     """
     seen: set[str] = set()
     for identity, group in groupby(rows, key=attrgetter("prompt_id")):
         if identity in seen:
             raise UserError(
-                f"{path}: prompt_id {identity} comes back after other prompts; the rows of a prompt must stand "
-                "together: sort the file by prompt_id, or remove rows that were added twice"
+                f"{path}: prompt_id {identity} comes back after other prompts; the rows of a prompt must be "
+                "consecutive: sort the file by prompt_id, or remove rows that were added twice"
             )
         seen.add(identity)
         responses = list(group)
         if any(row.prompt != responses[0].prompt for row in responses):
-            raise UserError(
-                f"{path}: prompt_id {identity} stands for two prompts; expected one prompt for each prompt_id"
-            )
+            raise UserError(f"{path}: prompt_id {identity} has two prompts; expected one prompt per prompt_id")
         readable = [row for row in responses if _is_readable(row)]
         counts["prompts"] += 1
         counts["responses"] += len(responses)
         counts["unreadable"] += len(responses) - len(readable)
         if rules.shuffle_preferences:
             readable = [replace(row, score=_random_score(seed, row), votes=None) for row in readable]
-        made, reason = pairs(readable, rules)
-        counts["pairs"] += len(made)
+        preferences, reason = pairs(readable, rules)
+        counts["pairs"] += len(preferences)
         if reason:
             counts[reason] += 1
-        yield from made
+        yield from preferences
 
 
 def pairs(responses: list[Score], rules: PairRules) -> tuple[list[Preference], Reason | None]:
-    """The pairs of one prompt, best response against worst, then (`max_pairs`) best against worst of those left.
-    Without a pair the reason comes back too.
+    """The pairs of one prompt: best response against worst, then (`max_pairs`) best against worst of the rest; or the
+    reason why it has none.
 
-    - A score of None, or below 0 (the reproduction's -1), is never paired (bug B14).
+    - A score of None, or below 0 (the reproduction's -1), is never paired (bug B14), nor a text with itself.
     - score_chosen - score_rejected must be more than `min_margin` and more than 0.
-    - `drop_identical`: equal texts are one response with their mean score. A text is never paired with itself in any
-      case.
+    - `drop_identical`: equal texts are one response with their mean score.
     - `length_rho` > 0: chosen is the shortest with score >= (1-rho) max + rho min, rejected the longest with score
-      <= (1-rho) min + rho max. Length in tokens where every row has them, else in characters.
+      <= (1-rho) min + rho max. Length in tokens if every row has them, otherwise in characters.
     - Among equals: the lower variance of votes (`tie_break` "variance"), then the first by response_id.
     """
     usable = [row for row in responses if _is_readable(row)]
@@ -94,11 +90,12 @@ def pairs(responses: list[Score], rules: PairRules) -> tuple[list[Preference], R
             return [], "identical"
     if rules.tie_break == "variance":
         usable.sort(key=_variance)  # stable: response_id order stays among equals
-    length = attrgetter("tokens") if all(row.tokens is not None for row in usable) else _characters
+    by_tokens = all(row.tokens is not None for row in usable)
+    length = attrgetter("tokens") if by_tokens else lambda row: len(row.completion)
 
-    made: list[Preference] = []
+    preferences: list[Preference] = []
     reason: Reason | None = None
-    while len(usable) >= 2 and len(made) < rules.max_pairs:
+    while len(usable) >= 2 and len(preferences) < rules.max_pairs:
         best = max(usable, key=_score)  # the first of equals
         worst = min(usable, key=_score)
         high, low, rho = _score(best), _score(worst), rules.length_rho
@@ -116,26 +113,15 @@ def pairs(responses: list[Score], rules: PairRules) -> tuple[list[Preference], R
         if best.completion.strip() == worst.completion.strip():
             reason = "identical"
             break
-        made.append(
-            Preference(
-                prompt_id=best.prompt_id,
-                prompt=best.prompt,
-                chosen=best.completion,
-                rejected=worst.completion,
-                score_chosen=_score(best),
-                score_rejected=_score(worst),
-            )
+        preferences.append(
+            Preference(best.prompt_id, best.prompt, best.completion, worst.completion, _score(best), _score(worst))
         )
         usable = [row for row in usable if row is not best and row is not worst]
-    return made, None if made else reason
+    return preferences, None if preferences else reason
 
 
 def _is_readable(row: Score) -> bool:
     return row.score is not None and 0 <= row.score < math.inf  # NaN compares false
-
-
-def _characters(row: Score) -> int:
-    return len(row.completion)
 
 
 def _variance(row: Score) -> float:
@@ -148,7 +134,7 @@ def _variance(row: Score) -> float:
 
 
 def _merge_identical(rows: list[Score]) -> list[Score]:
-    """One row for each text, in the order of its first; its score is the mean, its votes are all of them."""
+    """One row per text, in the order of first occurrence, with the mean score and all votes."""
     same: dict[str, list[Score]] = {}
     for row in rows:
         same.setdefault(row.completion.strip(), []).append(row)
@@ -169,11 +155,10 @@ def _random_score(seed: int, row: Score) -> float:
 
 
 def replay_pairs(eft: list[tuple[str, str]], count: int, rng: Random, scale: Scale) -> list[tuple[str, str, str]]:
-    """`count` triples (judge prompt, its own judgement, another row's judgement with another score), for EFT replay in
-    DPO.
+    """`count` triples (judge prompt, its judgement, another row's judgement with another score), for EFT replay in DPO.
 
-    `eft` holds (judge prompt, judgement); a row whose score cannot be read is not used. Rows repeat only if there are
-    fewer than `count`. Raises UserError when all scores are the same.
+    `eft` holds (judge prompt, judgement); rows without a readable score are not used. Rows repeat only if there are
+    fewer than `count`. Raises UserError if all scores are equal.
     """
     by_score: dict[float, list[str]] = {}
     readable = []
@@ -183,10 +168,10 @@ def replay_pairs(eft: list[tuple[str, str]], count: int, rng: Random, scale: Sca
             readable.append((prompt, judgement, score))
             by_score.setdefault(score, []).append(judgement)
     if count and len(by_score) < 2:
-        found = ", ".join(f"{score:g}" for score in by_score) or "no readable score"
+        scores = ", ".join(f"{score:g}" for score in by_score) or "no readable score"
         raise UserError(
-            f"eft_replay needs judgements of at least two scores; found {found} in {len(eft)} EFT rows that may be "
-            "trained on; put more into M0/train/ift+eft.jsonl, or set eft_replay: 0"
+            f"eft_replay needs judgements with at least two scores; found {scores} in {len(eft)} EFT rows for "
+            "training; add more to M0/train/ift+eft.jsonl, or set eft_replay: 0"
         )
     chosen: list[tuple[str, str, float]] = []
     while len(chosen) < count:

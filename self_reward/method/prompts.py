@@ -1,5 +1,4 @@
-"""New prompts written by a model: the few-shot request, the tasks read from its answer, and what is refused (section
-2.3)."""
+"""New prompts written by a model: the few-shot request, reading its answer, and filtering (paper section 2.3)."""
 
 import hashlib
 import re
@@ -16,7 +15,7 @@ def prompt_id(prompt: str) -> str:
 
 
 def is_held_out(prompt: str, fraction: float) -> bool:
-    """Whether `prompt` belongs to the held-out `fraction` (0..1) of all prompts; depends on its text alone."""
+    """Whether `prompt` belongs to the held-out `fraction` (0..1) of all prompts; depends only on its text."""
     return int.from_bytes(_digest(prompt)[8:16], "big") < fraction * 2**64
 
 
@@ -30,10 +29,10 @@ def _digest(prompt: str) -> bytes:
 def choose_shots(
     rng: Random, seeds: Sequence[str], generated: Sequence[str], seed_shots: int = 6, generated_shots: int = 2
 ) -> list[str]:
-    """Examples for one request, in random order: the paper's 8 = 6 seeds + 2 generated ones; seeds where too few are
-    generated."""
+    """Examples for one request, in random order: the paper's 8 = 6 seeds + 2 generated prompts; more seeds while there
+    are too few generated."""
     if not seeds:
-        raise UserError("no seed prompts to show as examples; put prompts into M0/train/ift.jsonl")
+        raise UserError("no seed prompts to show as examples; add prompts to M0/train/ift.jsonl")
     new = rng.sample(generated, min(generated_shots, len(generated)))
     shots = rng.sample(seeds, min(seed_shots + generated_shots - len(new), len(seeds))) + new
     rng.shuffle(shots)
@@ -44,8 +43,8 @@ def few_shot_prompt(template: str, examples: Sequence[str]) -> str:
     """The request that shows `examples` and asks for new tasks.
 
     `template` holds {examples} once and {next} (the number of the next task) at most once. Its first line may be
-    `# example: ...`, how one example is written, with {prompt} once and {number} at most once. One pass: braces in an
-    example stay as they are. Raises UserError on another template.
+    `# example: ...`, how one example is written, with {prompt} once and {number} at most once. One pass, so braces in
+    an example stay as they are. Raises UserError for any other template.
     """
     example_format = "Task {number}: {prompt}"
     if template.startswith("# example:"):
@@ -90,20 +89,20 @@ _LABEL = re.compile(
     r"(?:[*_]{1,3})?(?:task|prompt|instruction)(?:[*_]{1,3})?[ \t]?:(?:[*_]{1,3})?[ \t]{0,4}", re.IGNORECASE
 )
 _FENCE = re.compile(r"[ \t]{0,3}```[^\s`]{0,20}[ \t]{0,8}")
-# `---` and the like at the end; looks behind and is possessive, since it would cost the square of a run of empty lines
+# `---` and the like at the end; the lookbehind and the possessive repeat keep it linear in a run of empty lines
 _RULE = re.compile(r"(?<![-*_#=\s])[-*_#=\s]++\Z")
 _QUOTES = {'"': '"', "\u201c": "\u201d", "\u2018": "\u2019", "'": "'", "\u00ab": "\u00bb", "`": "`", "**": "**"}
 
 
 def parse_prompts(text: str, finish_reason: str = "stop") -> list[str]:
-    """The tasks in what a model wrote when asked for new ones.
+    """The tasks in a model's answer to `few_shot_prompt`.
 
-    `text` is the completion alone: the examples of the request never come back as new tasks (bug B2). Reads `Task 9:
-    ...`, numbered lists and bullets, one task over several lines, quotes, code fences around the whole; leaves out
-    chatter before and after. A text without such marks is one task, also when it holds a list of its own after its
-    first words. `finish_reason` "length": the last task is cut off and left out.
+    `text` is the completion alone, so the request's examples are never read as new tasks (bug B2). Reads `Task 9: ...`,
+    numbered lists and bullets, tasks of several lines, quotes, code fences around all; leaves out chatter before and
+    after. A text without such marks is one task, even if it contains a list after its first words. `finish_reason`
+    "length": the last task is cut off and left out.
     """
-    lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").strip().split("\n")]
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").strip().split("\n")
     if _FENCE.fullmatch(lines[0]):
         lines = [line for line in lines if not _FENCE.fullmatch(line)]
     items = _split("\n".join(lines))
@@ -123,8 +122,7 @@ def _split(text: str) -> list[str]:
             continue
         lead = text[: marks[0].start()].strip()
         chatter = not lead or _is_chatter(lead)
-        # "Sort these:" and then a list is one task. Where numbers go on from the request's examples, it is the first
-        # of many.
+        # "Sort these:" followed by a list is one task. If numbers continue the request's, it is the first of many.
         if not chatter and (mark is _BULLET or (mark is _NUMBERED and int(marks[0][1]) == 1)):
             return [text]
         ends = [match.start() for match in marks[1:]] + [len(text)]
@@ -140,21 +138,14 @@ def _is_chatter(lead: str) -> bool:
 
 def _clean(item: str) -> str:
     item = item.strip()
-    rule = _RULE.search(item)
-    if rule and "\n" in rule[0]:
+    if (rule := _RULE.search(item)) and "\n" in rule[0]:
         item = item[: item.index("\n", rule.start())].strip()
-    label = _LABEL.match(item)
-    if label:
+    if label := _LABEL.match(item):
         item = item[label.end() :].strip()
     for opening, closing in _QUOTES.items():
         inner = item[len(opening) : -len(closing)]
-        if (
-            item.startswith(opening)
-            and item.endswith(closing)
-            and inner.strip()
-            and opening not in inner
-            and closing not in inner
-        ):
+        quoted = item.startswith(opening) and item.endswith(closing) and inner.strip()
+        if quoted and opening not in inner and closing not in inner:
             item = inner.strip()
     return item if any(character.isalnum() for character in item) else ""
 
@@ -163,12 +154,11 @@ def _clean(item: str) -> str:
 
 
 class PromptFilter:
-    """Says why a prompt is refused: too similar to an existing one, length in words, keywords, a missing pattern.
+    """Refuses prompts: too similar to an existing one, wrong length in words, a keyword, a missing pattern.
 
     `rules.similarity` is the ROUGE-L F-measure (tokens as in the rouge-score package, no stemmer) from which two
-    prompts count as the same; 1.0 compares the text alone, white space folded. A keyword is matched as a whole word,
-    in any case. Texts without a letter of a-z or
-    a digit have no ROUGE tokens and are compared as text.
+    prompts count as equal; 1.0, and prompts without a-z or digits (no ROUGE tokens), compare texts, white space folded.
+    Keywords match whole words in any case.
     """
 
     def __init__(self, existing: Iterable[str], rules: PromptRules):
@@ -185,19 +175,17 @@ class PromptFilter:
         self.add(existing)
 
     def add(self, prompts: Iterable[str]) -> None:
-        """From now on prompts are compared with these too."""
+        """Compare later prompts with these too."""
         new = list(dict.fromkeys(text for prompt in prompts if (text := " ".join(prompt.split())) not in self._exact))
         self._exact.update(new)
         if self._index:
             self._index.add(new)
 
     def take(self, prompts: Sequence[str]) -> list[str | None]:
-        """Why each prompt is refused: "empty", "too_short", "too_long", "keyword", "pattern", "exact" or "similar".
-
-        None: it is accepted, and those after it are compared with it too.
-        """
+        """Why each prompt is refused: "empty", "too_short", "too_long", "keyword", "pattern", "exact" or "similar"; or
+        None if it is accepted, after which later prompts are compared with it too."""
         reasons = [self._alone(prompt) for prompt in prompts]
-        places: dict[str, list[int]] = {}  # of each text, folded
+        places: dict[str, list[int]] = {}  # indices of each text, white space folded
         for i, prompt in enumerate(prompts):
             if reasons[i] is None:
                 text = " ".join(prompt.split())

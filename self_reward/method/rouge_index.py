@@ -1,4 +1,4 @@
-"""Texts among which to look for one that is near another by ROUGE-L: exact, and fast enough for a million."""
+"""An exact ROUGE-L near-duplicate index, fast enough for a million texts."""
 
 import os
 import re
@@ -12,20 +12,18 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
 BLOCK = 2048  # texts that are compared at once
-PAIRS = 1 << 18  # pairs that are looked at at once: arrays of this size stay in the processor's cache
+PAIRS = 1 << 18  # pairs that are examined at once: arrays of this size stay in the processor's cache
 WORKERS = len(os.sched_getaffinity(0))
-FIRST_ORDER = 4096  # texts after which features are first ordered by how often they occur
-_HAIR = 1e-6  # a bound that rounding puts just above a whole number must not lose a match
+FIRST_ORDER = 4096  # texts after which features are first ordered by frequency
+_HAIR = 1e-6  # so that no match is lost if rounding puts a bound just above a whole number
 
 Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class _Postings:
-    """A run of texts by the rarest features of each.
-
-    All but `start` have one entry a posting, grouped by feature: those of feature f are at start[f] to start[f + 1].
-    """
+    """A run of texts by the rarest features of each. All arrays but `start` have one entry per posting, grouped by
+    feature: those of feature f are at start[f] to start[f + 1]."""
 
     start: NDArray[np.int64]
     texts: Ints
@@ -36,7 +34,7 @@ class _Postings:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of the index's texts: the features of all of them, in a row; how many are each one's; the postings."""
+    """A run of the index's texts: the features of all texts, concatenated; their number per text; the postings."""
 
     features: Ints
     sizes: Ints
@@ -45,12 +43,12 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Block:
-    """Texts as arrays, one entry a text; `features` holds the rarest features of all of them, one after the other."""
+    """Texts as arrays, one entry per text; `features` holds the rarest features of all texts, concatenated."""
 
     sizes: Ints  # tokens
     signatures: NDArray[np.uint64]  # one bit of 64 set for each feature
     slack: NDArray[np.float32]  # (1 - similarity) * size
-    kept: Ints  # how many of `features` are this text's
+    kept: Ints  # how many of `features` belong to this text
     features: Ints
 
 
@@ -58,40 +56,36 @@ class RougeIndex:
     """Finds whether a text has a ROUGE-L F-measure of at least `similarity` with one that is in the index.
 
     F = 2 L / (m + n) for the longest common subsequence L of m and n tokens (a-z and 0-9, as in the rouge-score
-    package), so a near text has at least s m / (2 - s) of the m tokens in common. Two near texts therefore share a
-    token among the rarest m - ceil(s m / (2 - s)) + 1 of each, in one fixed order (prefix filter, Chaudhuri et al.
-    2006): only those are indexed. Of the pairs found so, most fall to a bound by signatures: each bit that is set in
-    one only stands for a token that the other has not, and m + n - 2 L of them are allowed. The rest is computed.
+    package), so near texts have at least s m / (2 - s) of m tokens in common. They therefore share a token among the
+    rarest m - ceil(s m / (2 - s)) + 1 of each, in one fixed order (prefix filter, Chaudhuri et al. 2006): only those
+    are indexed. Signatures rule out most of the resulting pairs: each bit that is set in only one of them stands for a
+    token that the other text lacks, and near texts may have m + n - 2 L of those. The rest is computed.
 
-    The second "the" of a text is a feature of its own. The order is that of the counts when the index last doubled.
+    Repeated tokens count as distinct features (the#1, the#2). Their order is that of their counts when the index last
+    doubled.
     """
 
     def __init__(self, similarity: float):
         self._similarity = similarity
-        self._texts: list[str] = []  # each token as one character, which is what rapidfuzz compares fastest
+        self._texts: list[str] = []  # each token as one character, which rapidfuzz compares fastest
         self._tokens: dict[str, int] = {}
-        self._features: dict[tuple[int, int], int] = {}  # (token, how many of it stand before) -> number
+        self._features: dict[tuple[int, int], int] = {}  # (token, its occurrences before) -> number
         self._runs: list[_Run] = []
         self._order = np.zeros(0, np.int64)
         self._next_order = FIRST_ORDER
         self._pool = ThreadPoolExecutor(WORKERS)  # numpy lets other threads run
 
     def add(self, texts: Sequence[str]) -> None:
-        """Put `texts` into the index as they are."""
+        """Put `texts` into the index without comparing them."""
         for start in range(0, len(texts), BLOCK):
             encoded, features, sizes = self._encode(texts[start : start + BLOCK])
             self._append(encoded, features, sizes)
 
     def accept(self, texts: Sequence[str]) -> list[bool]:
-        """Whether each text is near none in the index and none accepted before it; accepted ones are put in.
-
-        A text without tokens is near none.
-        """
-        return [
-            accepted
-            for start in range(0, len(texts), BLOCK)
-            for accepted in self._accept_block(texts[start : start + BLOCK])
-        ]
+        """Whether each text is near none in the index and none accepted before it; accepted texts are added. A text
+        without tokens is near none."""
+        blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+        return [accepted for block in blocks for accepted in self._accept_block(block)]
 
     def _accept_block(self, texts: Sequence[str]) -> list[bool]:
         encoded, features, sizes = self._encode(texts)
@@ -105,13 +99,13 @@ class RougeIndex:
         )
         earlier = [pair for row, other in inside for pair in zip(row.tolist(), other.tolist(), strict=True)]
         for i, j in sorted(earlier):
-            near[i] |= not near[j]  # in order: whether j < i is accepted is known by now
+            near[i] |= not near[j]  # in order, so it is known whether j < i is accepted
         kept = np.flatnonzero(~near)
         self._append([encoded[i] for i in kept], features[np.repeat(~near, sizes)], sizes[kept])
         return (~near).tolist()
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[str], Ints, Ints]:
-        """For each text its tokens as characters; the features of all texts in a row; how many are each text's."""
+        """For each text its tokens as characters; the features of all texts, concatenated; their number per text."""
         tokens, features = self._tokens, self._features
         encoded, flat = [], []
         for text in texts:
@@ -129,7 +123,7 @@ class RougeIndex:
 
     def _block(self, features: Ints, sizes: Ints) -> _Block:
         new = np.arange(len(self._order), len(self._features))
-        self._order = np.concatenate([self._order, -1 - new])  # not seen yet, so the rarest; the others stay in order
+        self._order = np.concatenate([self._order, -1 - new])  # new, so the rarest; the others keep their order
         rows = np.repeat(np.arange(len(sizes)), sizes)
         by_order = np.lexsort((self._order[features], rows))
         common = np.ceil(self._similarity * sizes / (2 - self._similarity) - _HAIR).astype(np.int32)
@@ -166,20 +160,20 @@ class RougeIndex:
         texts: list[str],
         wanted: Callable[[Ints, Ints], NDArray[np.bool_]],
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The similar pairs (row of `block`, number in `texts`), piece by piece, of those that are `wanted` by then."""
+        """The similar pairs (row of `block`, index in `texts`) among those that are still `wanted`, piece by piece."""
         rows = np.repeat(np.arange(len(block.sizes), dtype=np.int32), block.kept)
         known = block.features < len(postings.start) - 1
         rows, features = rows[known], block.features[known]
         start, counts = postings.start[features], np.diff(postings.start)[features]
-        # as many runs of postings in each piece as make PAIRS pairs, or one long run
+        # each piece has as many runs of postings as make PAIRS pairs, or one long run
         pieces = np.flatnonzero(np.diff(np.cumsum(counts) // PAIRS, prepend=-1))
         bounds = [*pieces.tolist(), len(rows)]
         for first in range(0, len(pieces), WORKERS):
             some = bounds[first : first + WORKERS + 1]
-            found = self._pool.map(
+            possible = self._pool.map(
                 lambda i, j: _possible(block, postings, rows[i:j], start[i:j], counts[i:j]), some[:-1], some[1:]
             )
-            row, other = np.concatenate(list(found), axis=1)
+            row, other = np.concatenate(list(possible), axis=1)
             keep = wanted(row, other)
             pairs = np.unique(row[keep].astype(np.int64) << 32 | other[keep])  # one pair often shares many features
             row, other = pairs >> 32, pairs & 0xFFFFFFFF
@@ -195,7 +189,7 @@ class RougeIndex:
         return 2 * precision * recall / both >= self._similarity
 
     def _append(self, encoded: list[str], features: Ints, sizes: Ints) -> None:
-        """Runs at least double in size towards the first, so that there are few and a text seldom moves to another."""
+        """Append a run. Runs at least double in size towards the first, so they are few and texts seldom move."""
         self._texts += encoded
         reorder = len(self._texts) >= self._next_order
         while self._runs and (reorder or len(self._runs[-1].sizes) < 2 * len(sizes)):
@@ -213,13 +207,13 @@ class RougeIndex:
 def _possible(
     block: _Block, postings: _Postings, rows: Ints, start: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> Ints:
-    """The pairs of row rows[i] and the texts at postings start[i] to start[i] + counts[i] that the signatures allow."""
+    """The pairs of rows[i] and the texts at postings start[i] to start[i] + counts[i] that the signatures allow."""
     ends = np.cumsum(counts)
     at = np.repeat(start - ends + counts, counts) + np.arange(ends[-1])
     different = np.bitwise_count(np.repeat(block.signatures[rows], counts) ^ postings.signatures[at])
     near = np.flatnonzero(different <= np.repeat(block.slack[rows], counts) + postings.slack[at])
     row, at = rows[np.searchsorted(ends, near, side="right")], at[near]
-    # the same bound for each text alone is tighter where the sizes differ, and costs more
+    # the same bound for each text alone is tighter if the sizes differ, and costs more
     left, right = block.signatures[row], postings.signatures[at]
     allowed = (block.slack[row] + postings.slack[at]) / 2
     size, other = block.sizes[row], postings.sizes[at]

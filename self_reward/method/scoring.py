@@ -28,11 +28,11 @@ def score(
     votes: int,
     part: str = "",
 ) -> list[Judgement]:
-    """Judge each (prompt, response) `votes` times. Equal ones are judged once: the same question has the same
-    distribution of votes. A response of another shard has no votes.
+    """Judge each (prompt, response) `votes` times; equal pairs once, since their votes have the same distribution. A
+    response of another shard has no votes.
 
-    With `judging.forced_score`, after each justification the next token is restricted to the scale's digits, and the
-    vote is its expected value (G-Eval, arXiv 2303.16634).
+    With `judging.forced_score`, the token after each justification is restricted to the scale's digits, and the vote is
+    its expected value (G-Eval, arXiv 2303.16634).
     """
     distinct = list(dict.fromkeys(answers))
     questions = [judge.judge_prompt(rubric, *answer) for answer in distinct]
@@ -50,7 +50,7 @@ def score(
 
 
 def counts(rows: Sequence[Score]) -> dict[str, int]:
-    """What 03_gen_scores reports of the rows that it writes."""
+    """The figures that 03_gen_scores reports."""
     votes = [vote for row in rows for vote in row.votes or ()]
     return {
         "responses": len(rows),
@@ -61,7 +61,7 @@ def counts(rows: Sequence[Score]) -> dict[str, int]:
 
 
 def unreadable_samples(rows: Sequence[Score]) -> list[str]:
-    """The first three judgements in which no score could be read."""
+    """The first three judgements without a readable score."""
     pairs = [pair for row in rows for pair in zip(row.votes or (), row.reasoning or (), strict=True)]
     return list(dict.fromkeys(text for vote, text in pairs if vote is None))[:3]
 
@@ -69,14 +69,12 @@ def unreadable_samples(rows: Sequence[Score]) -> list[str]:
 def _expected(
     policy: Policy, questions: Sequence[str], texts: Sequence[Sequence[str]], scale: Scale
 ) -> list[list[float | None]]:
-    """The expected score of each judgement; None where no room is left to ask for it."""
+    """The expected score of each judgement; None if the model has no room left for it."""
     digits = range(scale.min, scale.max + 1)
-    begun = [
-        (question, judge.score_prefix(text)) for question, row in zip(questions, texts, strict=True) for text in row
-    ]
-    rows = iter(policy.choice_logprobs(begun, [str(digit) for digit in digits]))
-    values = [float(digit) for digit in digits]
-    return [
-        [None if (logprobs := next(rows)) is None else judge.expected_score(logprobs, values) for _ in row]
-        for row in texts
-    ]
+    asked = zip(questions, texts, strict=True)
+    begun = [(question, judge.score_prefix(text)) for question, row in asked for text in row]
+    scores = (
+        None if logprobs is None else judge.expected_score(logprobs, [float(digit) for digit in digits])
+        for logprobs in policy.choice_logprobs(begun, [str(digit) for digit in digits])
+    )
+    return [[next(scores) for _ in row] for row in texts]

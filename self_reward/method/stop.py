@@ -1,8 +1,5 @@
-"""When a run stops by itself, and what it says.
-
-A rule returns None (go on) or the reason to stop, which goes to the stop file while the stage still succeeds. When
-there is nothing at all to go on with, a rule raises UserError: then something is wrong that the user must change.
-"""
+"""Rules that stop a run. Each returns None (continue) or the reason to stop, which goes to the stop file while the
+stage still succeeds; or raises UserError if nothing is left to continue with: the user must change something."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +10,9 @@ _LONGEST_SAMPLE = 300  # characters
 
 
 def parse_rate(readable: int, total: int, *, min_parse_rate: float, samples: Sequence[str] = ()) -> str | None:
-    """After 03_gen_scores: a judge of whose `total` judgements only `readable` can be read is no judge.
-
-    `samples`: unreadable judgements to show. Raises UserError when none is readable.
-    """
+    """After 03_gen_scores: too few of `total` judgements are `readable`. `samples`: unreadable judgements to show."""
     if total == 0:
-        raise UserError(
-            "no judgement was made; expected at least one: look at the number of responses of 02_gen_responses"
-        )
+        raise UserError("no judgements; expected at least one: check the number of responses of 02_gen_responses")
     rate = readable / total
     if readable == 0:
         raise UserError(
@@ -33,7 +25,7 @@ def parse_rate(readable: int, total: int, *, min_parse_rate: float, samples: Seq
         return (
             f"parse rate {rate:.3f} ({readable} of {total} judgements), "
             f"expected at least {min_parse_rate:g} (min_parse_rate). "
-            "The judge does not keep to the rubric's form: set judge_forced_score, "
+            "The judge does not follow the rubric's format: set judge_forced_score, "
             "add EFT rows, or lower min_parse_rate."
             f"{_shown(samples)}"
         )
@@ -48,30 +40,24 @@ def number_of_pairs(
     reasons: Mapping[str, int],
     scores: Mapping[float, int] | None = None,
 ) -> str | None:
-    """After 04_gen_preferences: too few pairs to train on.
-
-    `reasons`: prompts without a pair by reason; `scores`: how often each mean score occurs. Raises UserError without
-    any pair.
-    """
+    """After 04_gen_preferences: too few pairs to train on. `reasons`: prompts without a pair by reason; `scores`: how
+    often each mean score occurs."""
     if pairs >= max(min_pairs, 1):
         return None
-    why = ", ".join(
-        f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]) if count
-    )
-    found = f"{pairs} pairs from {prompts} prompts; prompts without a pair: {why or 'none'}."
+    counts = sorted(reasons.items(), key=lambda item: -item[1])
+    why = ", ".join(f"{reason} {count}" for reason, count in counts if count)
+    summary = f"{pairs} pairs from {prompts} prompts; prompts without a pair: {why or 'none'}."
     if scores:
-        found += " Scores: " + ", ".join(f"{score:g} x {count}" for score, count in sorted(scores.items())) + "."
+        summary += " Scores: " + ", ".join(f"{score:g} x {count}" for score, count in sorted(scores.items())) + "."
     advice = (
         "More responses_per_prompt or a higher response_temperature makes answers differ, "
         "more judge_votes makes ties rarer, a lower min_margin keeps closer pairs, more prompts make more pairs"
     )
     if pairs == 0:
-        raise UserError(f"{found} Expected at least one. {advice}.")
-    return f"{found} Expected at least {min_pairs} pairs (min_pairs). {advice}."
+        raise UserError(f"{summary} Expected at least one. {advice}.")
+    return f"{summary} Expected at least {min_pairs} pairs (min_pairs). {advice}."
 
 
 def _shown(samples: Sequence[str]) -> str:
-    shown = [
-        sample if len(sample) <= _LONGEST_SAMPLE else sample[:_LONGEST_SAMPLE] + "..." for sample in samples[:_SAMPLES]
-    ]
-    return f" Samples: {'; '.join(repr(sample) for sample in shown)}" if shown else ""
+    shown = (repr(sample[:_LONGEST_SAMPLE] + "..." * (len(sample) > _LONGEST_SAMPLE)) for sample in samples[:_SAMPLES])
+    return f" Samples: {'; '.join(shown)}" if samples else ""

@@ -69,9 +69,9 @@ def test_a_checkpoints_answers_are_measured_apart_from_the_ranked_responses():
         (lambda p, r: "good", "ValueError: could not convert.*'good'"),
         (lambda p, r: None, "TypeError"),
         (lambda p, r: exit(0), "SystemExit"),
-        (lambda p, r: {} if r == "x" else 1, "says {} of prompt 'a' and response 'x'"),
+        (lambda p, r: {} if r == "x" else 1, "returned {} for prompt 'a' and response 'x'"),
         (lambda p, r: {"reward": 1} if r == "x" else {"form": 1}, "'form': 1.* response 'y'; expected reward, as"),
-        (lambda p, r: {"reward": float("nan")}, "says {'reward': nan} of prompt 'a'"),
+        (lambda p, r: {"reward": float("nan")}, "returned {'reward': nan} for prompt 'a'"),
     ],
 )
 def test_a_verifier_that_fails_is_the_users_error(verifier, said):

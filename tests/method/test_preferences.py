@@ -198,7 +198,7 @@ def test_build_keeps_the_rules():
 
 
 def test_a_prompt_that_comes_back_is_an_error():
-    with pytest.raises(UserError, match="stand together"):
+    with pytest.raises(UserError, match="must be consecutive"):
         built(rows(5, 1, prompt="a") + rows(5, 1, prompt="b") + rows(5, 1, prompt="a"))
     two = rows(5, 1, prompt="a")
     two[1].prompt = "other"
