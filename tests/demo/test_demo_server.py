@@ -22,7 +22,7 @@ def server(request, tmp_path):
         yield running
 
 
-def test_the_demos_data_goes_to_a_server_once_and_whole(server, tmp_path, monkeypatch, capsys):
+def test_demo_data_is_pushed_to_a_server_once_and_completely(server, tmp_path, monkeypatch, capsys):
     for name, value in {**SIZES, "REPETITIONS": 10, "COMPARISONS": 10}.items():
         monkeypatch.setattr(make_data, name, value)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -23,7 +23,7 @@ def write(data, **rewards):
         path.write_text(json.dumps(measured(reward)))
 
 
-def test_checkpoints_stand_in_the_order_of_training_with_the_papers_names(tmp_path):
+def test_checkpoints_are_listed_in_training_order_with_paper_names(tmp_path):
     write(tmp_path, M1_dpo=4.2, M0_dpo=4.1, M0_sft=4.0)
     found = table.read_evaluations(tmp_path)
     assert [name for name, _ in found] == ["M0/sft", "M0/dpo", "M1/dpo"]
@@ -38,14 +38,14 @@ def test_checkpoints_stand_in_the_order_of_training_with_the_papers_names(tmp_pa
 @pytest.mark.parametrize(
     "last, said", [(4.2, "rises by more than two"), (4.05, "does not rise"), (3.5, "does not rise")]
 )
-def test_the_conclusion_is_drawn_from_the_figures(tmp_path, last, said):
+def test_conclusion_follows_from_the_figures(tmp_path, last, said):
     write(tmp_path, M0_sft=4.0, M0_dpo=last)
     found = table.read_evaluations(tmp_path)
     assert table.change(found)[1] == pytest.approx((last - 4.0) / (2 * 0.03**2) ** 0.5)
     assert said in table.conclusion(found)
 
 
-def test_the_plot_is_written_beside_the_data_repository_and_not_into_it(tmp_path, monkeypatch, capsys):
+def test_plot_is_written_beside_the_data_repository(tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     write(data, M0_sft=4.0, M0_dpo=4.2)
     before = sorted(data.rglob("*"))
@@ -56,12 +56,12 @@ def test_the_plot_is_written_beside_the_data_repository_and_not_into_it(tmp_path
     assert f"Plot: {tmp_path / 'data.png'}" in capsys.readouterr().out
 
 
-def test_without_evaluations_it_says_what_to_run(tmp_path):
+def test_missing_evaluations_are_reported_with_the_command(tmp_path):
     with pytest.raises(UserError, match="make demo"):
         table.read_evaluations(tmp_path)
 
 
-def test_an_svg_holds_its_words_and_is_the_same_each_time(tmp_path, monkeypatch):
+def test_svg_contains_its_text_and_is_reproducible(tmp_path, monkeypatch):
     data = tmp_path / "data"
     write(data, M0_sft=4.0, M0_dpo=4.2)
     for name in ("one.svg", "two.svg"):
@@ -73,7 +73,7 @@ def test_an_svg_holds_its_words_and_is_the_same_each_time(tmp_path, monkeypatch)
     assert not (tmp_path / "data.png").exists()
 
 
-def test_a_plot_of_another_kind_is_refused(tmp_path, monkeypatch):
+def test_unknown_plot_format_is_refused(tmp_path, monkeypatch):
     write(tmp_path, M0_sft=4.0)
     monkeypatch.setattr(sys, "argv", ["table", "--data_repo", str(tmp_path), "--plot", "plot.docx"])
     with pytest.raises(UserError, match="plot.docx: expected a file name that ends with .png or .svg"):

@@ -62,7 +62,7 @@ def test_other_prompts_cannot_be_verified(prompt):
         world.verify(prompt, "answer : ant .")
 
 
-def test_judgement_is_worked_and_its_score_is_the_reward():
+def test_judgement_is_explained_and_its_score_is_the_reward():
     rng = random.Random(1)
     seen = set()
     for _ in range(500):
@@ -129,7 +129,7 @@ def test_ranks_follow_the_points(rows):
             assert b == len({other for other in rewards if other > a})
 
 
-def test_tokenizer_knows_every_word_and_gives_the_text_back(rows):
+def test_tokenizer_round_trips_every_word(rows):
     tokenizer = make_data.make_tokenizer()
     for row in rows["M0/train/ift+eft.jsonl"][:2000]:
         for text in (row["prompt"], row["response"]):
@@ -159,7 +159,7 @@ def small(monkeypatch):
         monkeypatch.setattr(make_data, name, value)
 
 
-def test_same_seed_gives_the_same_bytes_and_other_data_is_left_alone(small, tmp_path):
+def test_same_seed_gives_same_bytes_and_keeps_other_data(small, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert make_data.make(one, 0) and make_data.make(two, 0)
     assert not make_data.make(one, 0)
@@ -182,7 +182,7 @@ def test_same_seed_gives_the_same_bytes_and_other_data_is_left_alone(small, tmp_
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
-def test_a_killed_run_leaves_nothing_that_stops_the_next(small, tmp_path):
+def test_killed_run_does_not_block_the_next(small, tmp_path):
     part = files.partial(tmp_path / "data")
     (part / "M0").mkdir(parents=True)
     (part / "M0/half").write_text("half")

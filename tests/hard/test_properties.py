@@ -57,7 +57,7 @@ judgements = st.lists(score_pieces | st.text(max_size=3), max_size=14).map("".jo
 @example("score" + " " * 15 + "(")  # found: the label's own space was one too many to look over
 @example("Score:" + "*" * 16)
 @example("Score: 0")
-def test_a_judgement_has_a_score_of_its_scale_or_none(text):
+def test_parsed_scores_are_on_the_scale_or_none(text):
     invariants.score(text)
     invariants.score(text, 1, 9)
 
@@ -82,7 +82,7 @@ after = words("|\n|\n\nAll in all, well done.|\nThat is why.|\n\n---\n|\n```")
 
 
 @given(st.sampled_from(FORMS), st.integers(0, 5), before, after)
-def test_a_stated_score_is_read_whatever_stands_around_it(form, score, prose, end):
+def test_stated_score_is_read_in_any_context(form, score, prose, end):
     assert judge.parse_score(f"{prose}\n{form.format(score)}{end}") == score
 
 
@@ -136,7 +136,7 @@ texts = st.lists(
 
 @pytest.mark.parametrize("rubric", [ADDITIVE, TURNED])
 @given(prompt=texts, response=texts)
-def test_a_tagged_judge_prompt_comes_apart_again(rubric, prompt, response):
+def test_tagged_judge_prompt_can_be_split(rubric, prompt, response):
     invariants.split(rubric, prompt, response)
 
 
@@ -144,7 +144,7 @@ def test_a_tagged_judge_prompt_comes_apart_again(rubric, prompt, response):
     st.lists(words("response|:| |\n|end|judge the response .|x|{prompt}|{response}"), max_size=8).map("".join),
     st.lists(words("response|:| |\n|end|judge the response .|x|response :"), max_size=8).map("".join),
 )
-def test_an_untagged_one_comes_apart_where_the_prompt_does_not_hold_what_splits_it(prompt, response):
+def test_untagged_judge_prompt_splits_at_an_unambiguous_separator(prompt, response):
     if not re.search(r"response\s+:", prompt):
         invariants.split(TOY, prompt, response)
 
@@ -164,7 +164,7 @@ answers = st.lists(
 
 
 @given(answers, st.sampled_from(["stop", "length"]))
-def test_new_prompts_are_parts_of_the_answer_and_only_the_last_is_cut_off(text, finish_reason):
+def test_parsed_prompts_are_parts_of_the_answer(text, finish_reason):
     invariants.new_prompts(text, finish_reason)
 
 
@@ -183,7 +183,7 @@ LISTS = [
 
 
 @given(st.sampled_from(LISTS), tasks, words("|Sure, here they are:\n\n|Here are some new tasks:\n|```\n"), st.data())
-def test_a_list_of_tasks_comes_back(form, tasks, lead, data):
+def test_list_of_tasks_is_read_completely(form, tasks, lead, data):
     between = data.draw(st.sampled_from(["\n", "\n\n"]))
     end = "\n```" if lead == "```\n" else data.draw(words("|\n|\n\nLet me know if you need more!|\n\n"))
     text = lead + between.join(form.format(n=n, task=task) for n, task in enumerate(tasks, 1)) + end
@@ -192,7 +192,7 @@ def test_a_list_of_tasks_comes_back(form, tasks, lead, data):
 
 
 @given(st.lists(texts, min_size=1, max_size=8), words("Task {number}: {prompt}|{prompt}|<{prompt}> {number}"))
-def test_the_request_shows_every_example_as_it_is(shown, form):
+def test_request_shows_every_example_unchanged(shown, form):
     request = prompts.few_shot_prompt("# example: " + form + "\nBegin.\n{examples}\nNow {next} end.", shown)
     before, after = form.split("{prompt}")
     lines = [
@@ -218,7 +218,7 @@ json_rows = st.lists(st.dictionaries(text_value | words("prompt|score|completion
 
 @in_a_folder
 @given(rows=json_rows, cut=st.integers(0, 200))
-def test_rows_come_back_and_a_cut_file_gives_a_prefix_or_says_where(tmp_path, rows, cut):
+def test_truncated_rows_file_gives_a_prefix_or_an_error_with_line(tmp_path, rows, cut):
     path = tmp_path / "f.jsonl"
     assert jsonl.write(path, rows) == len(rows)
     assert list(jsonl.read(path)) == rows
@@ -259,13 +259,13 @@ row_bytes = st.lists(st.sampled_from(whole_lines) | st.sampled_from(whole_lines)
 
 @in_a_folder
 @given(content=row_bytes)
-def test_any_bytes_are_rows_or_problems_with_their_line_and_bad_rows_are_counted_once(tmp_path, content):
+def test_any_bytes_are_rows_or_problems_with_lines(tmp_path, content):
     invariants.jsonl_bytes(tmp_path / "f.jsonl", content)
 
 
 @settings(in_a_folder, max_examples=50)
 @given(lengths=st.lists(st.integers(26, 90), max_size=5), ends=st.booleans())
-def test_only_rows_that_are_too_long_are_left_out(tmp_path, monkeypatch, lengths, ends):
+def test_only_too_long_rows_are_left_out(tmp_path, monkeypatch, lengths, ends):
     monkeypatch.setattr(jsonl, "LONGEST_ROW", 60)
     path = tmp_path / "f.jsonl"
     lines = [b'{"prompt": "%s", "score": 1}' % (b"x" * (length - 26)) for length in lengths]
@@ -299,7 +299,7 @@ train_rows = st.lists(
 
 @in_a_folder
 @given(rows=train_rows)
-def test_the_users_data_is_read_whole_or_every_bad_row_is_named(tmp_path, rows):
+def test_user_data_is_read_completely_or_every_bad_row_is_named(tmp_path, rows):
     path = tmp_path / "f.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for read in (examples.read, held_out.read_prompts, held_out.read_ranked):
@@ -331,7 +331,7 @@ finished = st.dictionaries(
 @in_a_folder
 @given(rows=finished, kept=st.integers(0, 400), garbage=row_bytes)
 @example(rows=[(0, [])], kept=22, garbage=b"[" * 5000 + b"\n")
-def test_a_partial_file_cut_anywhere_gives_its_whole_rows_and_is_resumed(tmp_path, rows, kept, garbage):
+def test_truncated_partial_file_is_resumed_after_complete_rows(tmp_path, rows, kept, garbage):
     # no row in it: nothing could tell that one from a real one
     garbage = garbage.translate(bytes.maketrans(b"{}]", b"\0\0\0"))
     invariants.partial_file(tmp_path / "f.jsonl", rows, kept, garbage)
@@ -343,7 +343,7 @@ def test_a_partial_file_cut_anywhere_gives_its_whole_rows_and_is_resumed(tmp_pat
         row_bytes | words('{"index": 1, "samples": []}|{"index": |, "samples": [|]}|"abc"|0').map(str.encode)
     )
 )
-def test_any_partial_file_is_read_or_started_anew(tmp_path, content):
+def test_any_partial_file_is_read_or_replaced(tmp_path, content):
     invariants.partial_bytes(tmp_path / "f.jsonl", invariants.HEADER + b"".join(content))
 
 
@@ -385,7 +385,7 @@ def readable(row):
 
 @settings(max_examples=300)
 @given(scored_rows.filter(lambda rows: len(rows) > 2), rules)
-def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(rows, rules):
+def test_pair_is_best_and_worst_or_shortest_and_longest_in_bands(rows, rules):
     made, _ = preferences.pairs(rows, rules.model_copy(update={"drop_identical": False}))
     usable = [row for row in rows if readable(row)]
     if rules.drop_truncated:
@@ -411,7 +411,7 @@ def test_a_pair_is_best_against_worst_or_the_shortest_and_longest_of_the_bands(r
 
 @settings(max_examples=300)
 @given(scored_rows.filter(lambda rows: len(rows) > 2), rules, st.sampled_from([0.25, 1.0, 4.5]))
-def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, rules, rise):
+def test_adding_a_constant_to_scores_keeps_the_pairs(rows, rules, rise):
     higher = [replace(row, score=row.score + rise if readable(row) else row.score) for row in rows]
     made, reason = preferences.pairs(rows, rules)
     again, reason_again = preferences.pairs(higher, rules)
@@ -420,14 +420,14 @@ def test_pairs_do_not_change_when_all_scores_rise_by_the_same(rows, rules, rise)
 
 @settings(max_examples=300)
 @given(scored_rows.filter(lambda rows: len(rows) > 2), rules)
-def test_a_smaller_margin_and_fewer_pairs_change_no_pair(rows, rules):
+def test_smaller_margin_and_max_pairs_keep_the_pairs(rows, rules):
     made, _ = preferences.pairs(rows, rules)
     more, _ = preferences.pairs(rows, rules.model_copy(update={"min_margin": 0.0, "max_pairs": 9}))
     assert more[: len(made)] == made
 
 
 @given(st.lists(scored_rows, max_size=5), rules, st.randoms())
-def test_a_files_counts_add_up_and_each_prompts_pairs_are_its_own(groups, rules, rng):
+def test_counts_add_up_and_pairs_stay_within_prompts(groups, rules, rng):
     groups = [[replace(row, prompt=f"p{g}", prompt_id=f"{g}") for row in rows] for g, rows in enumerate(groups)]
     counts: Counter[str] = Counter()
     made = list(preferences.build((row for rows in groups for row in rows), rules, 0, counts))
@@ -445,7 +445,7 @@ def test_a_files_counts_add_up_and_each_prompts_pairs_are_its_own(groups, rules,
 
 
 @given(scored_rows.filter(lambda rows: len(rows) > 2), rules, st.integers(0, 3), st.randoms())
-def test_the_control_does_not_see_the_scores(rows, rules, seed, rng):
+def test_shuffled_control_ignores_the_scores(rows, rules, seed, rng):
     rules = rules.model_copy(update={"shuffle_preferences": True})
     made = list(preferences.build(rows, rules, seed, Counter()))
     scores = [row.score for row in rows if readable(row)]
@@ -496,7 +496,7 @@ def as_environment(values):
 
 @in_a_folder
 @given(environment=chosen_from(VALID), file=chosen_from(VALID), given_flags=chosen_from(VALID), typed=st.booleans())
-def test_later_sources_win_and_a_value_means_the_same_in_each(tmp_path, environment, file, given_flags, typed):
+def test_later_sources_win_and_values_mean_the_same_in_each(tmp_path, environment, file, given_flags, typed):
     path = tmp_path / "p.yaml"
     dump = file if typed else {name: flag(value) for name, value in file.items()}
     found = invariants.parameter_sources(
@@ -512,7 +512,7 @@ def test_later_sources_win_and_a_value_means_the_same_in_each(tmp_path, environm
 
 @in_a_folder
 @given(good=chosen_from(VALID), bad=chosen_from(INVALID), source=words("flags|file|environment"))
-def test_every_bad_value_is_named_once_and_no_other(tmp_path, good, bad, source):
+def test_exactly_the_bad_values_are_named_once(tmp_path, good, bad, source):
     path = tmp_path / "p.yaml"
     values = good | bad
     path.write_text(yaml.safe_dump(values) if source == "file" else "")
@@ -552,7 +552,7 @@ LAUGHS += b"base_model: *a8\n"
 @example(content=b"prompt_keywords: [" + b"[], " * 5000 + b"]")
 @example(content=b"seed: " + b"9" * 5000)
 @example(content=LAUGHS)
-def test_any_parameter_file_gives_parameters_or_the_users_error(tmp_path, content):
+def test_any_parameter_file_gives_parameters_or_user_error(tmp_path, content):
     invariants.parameter_sources("01_gen_prompts", [], "", tmp_path / "p.yaml", content)
 
 
@@ -567,12 +567,12 @@ json_text = st.lists(
 )
 @example("[" * 100_000, [])
 @example('[{"name": "prompt_keywords", "value": ' + "[" * 900 + "]" * 900 + "}]", [])
-def test_any_environment_and_flags_give_parameters_or_the_users_error(text, argv):
+def test_any_environment_and_flags_give_parameters_or_user_error(text, argv):
     invariants.parameter_sources("03_gen_scores", argv, text, None)
 
 
 @given(chosen_from(NEUTRAL), chosen_from({"judge_votes": [7], "seed": [5], "rubric": ["r.txt"], "iteration": [2]}))
-def test_the_key_depends_on_what_changes_the_output_and_on_nothing_else(neutral, other):
+def test_key_depends_exactly_on_what_changes_the_output(neutral, other):
     def key(values):
         return key_parameters(parse(GenScores, "", flags(values), {}))
 
@@ -607,7 +607,7 @@ turns = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), prompt=turns, response=turns)
-def test_a_conversation_has_one_begin_one_end_and_one_prompt(tokenizers, data, prompt, response):
+def test_conversation_has_one_bos_one_end_and_one_prompt(tokenizers, data, prompt, response):
     tokenizer, name, template = data.draw(st.sampled_from(tokenizers))
     tokenizer.chat_template = template
     before = chat.prompt_ids(tokenizer, prompt)
@@ -668,7 +668,7 @@ stage_parameters = st.fixed_dictionaries(
     repository_files,
     st.lists(small_files, min_size=6, max_size=6),
 )
-def test_any_repository_has_the_inputs_or_says_what_is_missing(stage, values, files, contents):
+def test_any_repository_has_inputs_or_missing_ones_are_named(stage, values, files, contents):
     paths = [f"M{k}/models/{kind}/final_checkpoint/self_reward.json" for k in range(3) for kind in ("sft", "dpo")]
     small = {path: content for path, content in zip(paths, contents, strict=True) if path in files}
     settings = Plan().model_copy(update=values)
@@ -703,7 +703,7 @@ def lay_out(folder: Path, tree: dict[str, str]) -> dict[str, str]:
 
 @settings(max_examples=40, deadline=None)
 @given(then=trees, now=trees, known=st.booleans())
-def test_the_working_tree_differs_where_files_do(tmp_path_factory, then, now, known):
+def test_working_tree_differs_exactly_where_files_do(tmp_path_factory, then, now, known):
     old, new = tmp_path_factory.mktemp("old"), tmp_path_factory.mktemp("new")
     then, now = lay_out(old, then), lay_out(new, now)
     visible = {path for path in then if not any(part.startswith(".") for part in path.split("/"))}

@@ -19,7 +19,7 @@ def test_a_verifier_may_return_a_number_or_several():
     assert evaluation.summary(columns)["form"] == {"mean": 0.5, "se": 0.5, "n": 2}
 
 
-def test_the_judge_is_compared_with_the_verifier_over_readable_judgements_only():
+def test_verifier_comparison_uses_readable_judgements_only():
     found = evaluation.judge_against_verifier([judged(1.0), judged(None), judged(3.4), judged(5.0)], [1, 5, 3, 2])
     assert found["verifier_n"] == 3
     assert found["verifier_exact"] == pytest.approx(2 / 3)
@@ -28,14 +28,14 @@ def test_the_judge_is_compared_with_the_verifier_over_readable_judgements_only()
     assert evaluation.judge_against_verifier([judged(None)], [1.0])["verifier_exact"] is None
 
 
-def test_ranked_responses_are_matched_with_their_judgements_in_order():
+def test_ranked_responses_get_their_own_judgements():
     good, fair, bad = (RankedResponse(text, rank) for text, rank in (("good", 0.0), ("fair", 0.5), ("bad", 1.0)))
     groups = [Ranked("p", [good, bad]), Ranked("q", [bad, good, fair])]
     found = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
     assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
 
 
-def test_a_checkpoints_answers_are_measured_apart_from_the_ranked_responses():
+def test_answers_and_ranked_responses_are_measured_separately():
     policy = Saying(lambda text, i: f"{text} is nice" if text == "ant" else "no")
     groups = [Ranked("goat", [RankedResponse("good", 0.0), RankedResponse("bad", 1.0)])]
     scores = {"ant is nice": 4.0, "no": None, "good": 3.0, "bad": 0.0}
@@ -74,12 +74,12 @@ def test_a_checkpoints_answers_are_measured_apart_from_the_ranked_responses():
         (lambda p, r: {"reward": float("nan")}, "returned {'reward': nan} for prompt 'a'"),
     ],
 )
-def test_a_verifier_that_fails_is_the_users_error(verifier, said):
+def test_failing_verifier_is_a_user_error(verifier, said):
     with pytest.raises(UserError, match=said):
         evaluation.verified(verifier, [("a", "x"), ("a", "y")])
 
 
-def test_a_verifiers_module_may_raise_anything_when_it_is_imported(tmp_path, monkeypatch):
+def test_any_import_error_of_a_verifier_is_a_user_error(tmp_path, monkeypatch):
     (tmp_path / "verifier_with_a_slip.py").write_text("def f(:")
     (tmp_path / "verifier_that_is_a_script.py").write_text("import sys; sys.exit(0)")
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,6 +90,6 @@ def test_a_verifiers_module_may_raise_anything_when_it_is_imported(tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["nothing", "no.such.module:f", "math:no_such", "math:pi"])
-def test_a_verifier_that_is_not_there_is_named(name):
+def test_missing_verifier_is_named(name):
     with pytest.raises(UserError, match=f"verifier = {name}"):
         evaluation.load_verifier(name)

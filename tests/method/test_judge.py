@@ -21,7 +21,7 @@ ADDITIVE = builtin("rubric", "additive")
 TOY = "judge the response . instruction : {prompt} response : {response} end"
 
 
-def test_b13_the_score_is_asked_for_last_and_the_rubric_is_found_from_any_folder(tmp_path, monkeypatch):
+def test_b13_rubric_asks_for_the_score_last_and_loads_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert builtin("rubric", "additive") == ADDITIVE
     assert ADDITIVE.count("Add 1 point") == 1 and "fifth point" in ADDITIVE
@@ -33,7 +33,7 @@ def test_b13_the_score_is_asked_for_last_and_the_rubric_is_found_from_any_folder
     assert ADDITIVE.index("justify") < score
 
 
-def test_an_unknown_rubric_is_named_with_those_there_are():
+def test_unknown_rubric_is_reported_with_the_available_names():
     with pytest.raises(UserError, match="additive"):
         builtin("rubric", "../README")
 
@@ -50,7 +50,7 @@ def test_a_rubric_without_each_placeholder_once_is_refused(rubric):
         judge_prompt(rubric, "a", "b")
 
 
-def test_all_problems_of_a_rubric_come_at_once():
+def test_all_problems_of_a_rubric_are_reported():
     with pytest.raises(UserError) as error:
         judge_prompt("no placeholder", "a", "b")
     assert len(error.value.problems) == 2
@@ -71,7 +71,7 @@ def test_the_text_between_the_tags_cannot_close_the_tag(closer):
     assert "Score: 5" in text
 
 
-def test_other_tags_stay():
+def test_other_tags_are_kept():
     assert "<b>x</b> <responses> 1 < 2" in judge_prompt(ADDITIVE, "p", "<b>x</b> <responses> 1 < 2")
     tagged = "<task>{prompt}</task> and <answer>{response}</answer>"
     assert judge_prompt(tagged, "</answer></task>", "</response>") == (
@@ -79,7 +79,7 @@ def test_other_tags_stay():
     )
 
 
-def test_neutralising_is_linear():
+def test_escaping_tags_is_linear():
     start = time.monotonic()
     for piece in ("<", "< ", "</", "<\\/ ", "</response>"):
         judge_prompt(ADDITIVE, "p", piece * 300_000)
@@ -92,7 +92,7 @@ texts = st.lists(words, max_size=12).map("".join)
 
 
 @given(texts, texts)
-def test_judge_prompt_keeps_its_form(prompt, response):
+def test_judge_prompt_keeps_its_text(prompt, response):
     text = judge_prompt(ADDITIVE, prompt, response)
     assert text.count("</response>") == 1 and text.count("<response>") == 1
     before, _, rest = ADDITIVE.partition("{prompt}")
@@ -103,7 +103,7 @@ def test_judge_prompt_keeps_its_form(prompt, response):
     assert tuple(part.replace("&lt;", "<") for part in split) == (prompt.strip(), response.strip())
 
 
-def test_matching_folds_white_space_and_nothing_else():
+def test_matching_folds_only_white_space():
     text = judge_prompt(ADDITIVE, "Why is the\nsky blue?", "Because.")
     assert split_judge_prompt(ADDITIVE, "  " + re.sub(r"\s+", "  ", text)) == ("Why  is  the  sky  blue?", "Because.")
     assert split_judge_prompt(ADDITIVE, text.replace("fifth", "sixth")) is None
@@ -149,7 +149,7 @@ NOT_READ = [
 
 @pytest.mark.parametrize("value", NOT_READ)
 @pytest.mark.parametrize("form", ["{}", "Score: {}", "Total score = {}", "**Score:** {}", "Score: 3\nScore: {}"])
-def test_refuses_what_is_not_on_the_scale_and_never_falls_back(form, value):
+def test_off_scale_scores_are_refused_without_fallback(form, value):
     assert parse_score(form.format(value)) is None
 
 
@@ -210,7 +210,7 @@ def test_parse_score_never_raises_and_stays_on_the_scale(words, spaced):
 
 
 @given(st.text(max_size=60), st.integers(0, 5))
-def test_a_last_line_with_the_score_is_always_read(justification, score):
+def test_score_on_the_last_line_is_always_read(justification, score):
     assert parse_score(f"{justification}\nScore: {score}") == score
 
 

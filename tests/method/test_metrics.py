@@ -7,14 +7,14 @@ import pytest
 from self_reward.method.metrics import correlation, judge_agreement, length_stats, mean_and_se
 
 
-def test_a_judge_that_agrees():
+def test_agreeing_judge():
     found = judge_agreement([([5, 3, 1], [0, 1, 2]), ([2, 5], [1, 0])])
     for name in ("pairwise_accuracy", "five_best", "exact_match", "spearman", "kendall"):
         assert found[name] == pytest.approx(1)
     assert (found["pairs"], found["fives"], found["groups"], found["responses"], found["unparsed"]) == (4, 2, 2, 5, 0)
 
 
-def test_by_hand():
+def test_agreement_computed_by_hand():
     # ranks 0 1 2; scores 4 5 1: pair (0,1) wrong, the other two right; the only 5 is not the best; tau (2 - 1) / 3;
     # rho 0.5
     found = judge_agreement([([4, 5, 1], [0, 1, 2])])
@@ -29,7 +29,7 @@ def test_a_tie_of_the_judge_is_not_agreement():
     assert found["five_best"] == 0.5 and found["spearman"] == found["kendall"] == 0
 
 
-def test_equal_ranks_are_no_pair():
+def test_equal_ranks_are_not_a_pair():
     found = judge_agreement([([3, 1, 2], [0, 1, 1])])
     assert found["pairs"] == 2 and found["pairwise_accuracy"] == 1 and found["exact_match"] == 1
     assert judge_agreement([([3, 1], [1, 1])])["groups"] == 0

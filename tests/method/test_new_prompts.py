@@ -15,7 +15,7 @@ def run(ask, seed=0, **writing):
     return new_prompts.write(ask, SEEDS, accept, TEMPLATE, WRITING.model_copy(update=writing), seed)
 
 
-def test_enough_new_prompts_are_written_and_generated_ones_become_shots():
+def test_generated_prompts_become_shots_until_enough_are_written():
     seen = []
 
     def ask(number, requests):
@@ -29,7 +29,7 @@ def test_enough_new_prompts_are_written_and_generated_ones_become_shots():
     assert all(sum(seed in request for seed in SEEDS) >= 6 for request in seen[:20])
 
 
-def test_b2_seed_prompts_never_come_back():
+def test_b2_seed_prompts_are_never_returned():
     def ask(number, requests):
         return [(SEEDS[0], "stop"), (f"write something new {number}", "stop")] * (len(requests) // 2 + 1)
 
@@ -60,12 +60,12 @@ def test_b20_the_loop_is_bounded_and_seeded():
     assert first_requests(1) == first_requests(1) != first_requests(2)
 
 
-def test_a_model_that_writes_no_usable_prompt_is_an_error_with_counts_and_samples():
+def test_no_usable_prompt_is_an_error_with_counts_and_samples():
     with pytest.raises(UserError, match=r"cannot write prompts: 0 of \d+ are usable \(too_short \d+\).*'no'"):
         run(lambda number, requests: [("no", "stop") for _ in requests])
 
 
-def test_too_small_a_share_of_usable_prompts_is_an_error_after_the_first_round():
+def test_low_yield_is_an_error_after_the_first_round():
     rounds = []
 
     def ask(number, requests):
@@ -78,7 +78,7 @@ def test_too_small_a_share_of_usable_prompts_is_an_error_after_the_first_round()
     assert len(run(ask, min_prompt_yield=0.1, num_prompts=2).prompts) == 2
 
 
-def test_a_cut_off_prompt_is_not_taken():
+def test_truncated_prompt_is_not_accepted():
     written = run(
         lambda n, requests: [
             (f"write all about thing {n} {i}", "stop" if i % 2 else "length") for i in range(len(requests))

@@ -62,7 +62,7 @@ def test_ties_are_dropped():
     assert pairs(rows(0.1 + 0.2, 0.3), PLAIN) == ([], "tie")
 
 
-def test_equal_scores_go_by_response_id_not_by_row():
+def test_equal_scores_are_ordered_by_response_id():
     responses = rows(1, 4, 4, 1)
     assert chosen_and_rejected(responses) == chosen_and_rejected(responses[::-1]) == [("1", "0")]
     for row in responses:
@@ -78,7 +78,7 @@ def test_b14_unreadable_is_never_paired(unreadable):
     assert pairs([], PLAIN) == ([], "unscored")
 
 
-def test_a_margin_is_exceeded_not_met():
+def test_scores_must_differ_by_more_than_the_margin():
     assert pairs(rows(4.6, 4.0), PairRules(min_margin=0.6)) == ([], "margin")
     assert chosen_and_rejected(rows(4.7, 4.0), min_margin=0.6) == [("0", "1")]
 
@@ -99,7 +99,7 @@ def test_identical_texts_are_one_response_with_the_mean_score():
     assert pairs(responses[:2], PLAIN) == ([], "identical")  # a text against itself teaches nothing
 
 
-def test_length_control_is_meta_rewardings():
+def test_length_control_is_that_of_meta_rewarding():
     # max 5, min 1, rho 0.25: chosen from >= 4, rejected from <= 2
     responses = rows(5, 4, 3.9, 2.1, 2, 1, tokens=[50, 20, 1, 99, 60, 30])
     assert chosen_and_rejected(responses, length_rho=0.25) == [("1", "4")]
@@ -111,7 +111,7 @@ def test_length_control_is_meta_rewardings():
     assert chosen_and_rejected(responses, length_rho=0.25) == [("0", "5")]
 
 
-def test_length_ties_go_to_the_score():
+def test_length_ties_are_broken_by_score():
     assert chosen_and_rejected(rows(4.5, 5, 1, 1.5, tokens=[9, 9, 9, 9]), length_rho=0.2) == [("1", "2")]
 
 
@@ -122,7 +122,7 @@ def test_variance_breaks_ties():
     assert chosen_and_rejected(responses, tie_break="variance") == [("1", "3")]
 
 
-def test_several_pairs_a_prompt():
+def test_several_pairs_per_prompt():
     assert chosen_and_rejected(rows(1, 2, 3, 4, 5), max_pairs=9) == [("4", "0"), ("3", "1")]
     assert chosen_and_rejected(rows(1, 3, 3, 5), max_pairs=2) == [("3", "0")]
 
@@ -140,7 +140,7 @@ scored = st.lists(st.one_of(st.none(), st.sampled_from([-1, 0, 1, 2.5, 4, 5])), 
     st.booleans(),
     st.integers(1, 3),
 )
-def test_pairs_hold_what_they_promise(scores, data, rho, margin, tie_break, truncated, identical, most):
+def test_pairs_satisfy_the_rules(scores, data, rho, margin, tie_break, truncated, identical, most):
     n = len(scores)
     responses = rows(
         *scores,
@@ -197,7 +197,7 @@ def test_build_keeps_the_rules():
     assert built(data, min_margin=2) == []
 
 
-def test_a_prompt_that_comes_back_is_an_error():
+def test_prompt_id_that_returns_later_is_an_error():
     with pytest.raises(UserError, match="must be consecutive"):
         built(rows(5, 1, prompt="a") + rows(5, 1, prompt="b") + rows(5, 1, prompt="a"))
     two = rows(5, 1, prompt="a")
@@ -206,7 +206,7 @@ def test_a_prompt_that_comes_back_is_an_error():
         built(two)
 
 
-def test_rows_of_the_reproduction_are_read(tmp_path):
+def test_rows_of_the_reproduction_are_accepted(tmp_path):
     """They have neither votes nor tokens, one text as reasoning, and -1 for an unreadable score."""
     lines = [
         {"prompt_id": "x", "prompt": "p", "completion": str(score), "score": score, "reasoning": "Score: ..."}
@@ -217,7 +217,7 @@ def test_rows_of_the_reproduction_are_read(tmp_path):
     assert [(pair.chosen, pair.rejected, pair.prompt_id) for pair in made] == [("4.0", "3.0", "x")]
 
 
-def test_shuffled_preferences_know_nothing_of_the_judge():
+def test_shuffled_preferences_ignore_the_judge():
     data = [row for i in range(400) for row in rows(5, 4, 1, None, prompt=f"p{i}")]
     made = built(data, shuffle_preferences=True, seed=1)
     assert len(made) == 400

@@ -30,14 +30,14 @@ def test_the_request_shows_numbered_examples():
     assert "starting with Task 4" in text and "# example" not in text and "{number}" not in text
 
 
-def test_a_toy_template_has_its_own_example_line():
+def test_template_may_define_its_example_line():
     template = "# example: task {prompt} end\nwrite a new task . {examples}\n"
     assert few_shot_prompt(template, ["sort : a b", "repeat : {prompt}"]) == (
         "write a new task . task sort : a b end\ntask repeat : {prompt} end"
     )
 
 
-def test_a_bad_template_is_refused_with_all_problems():
+def test_all_problems_of_a_template_are_reported():
     with pytest.raises(UserError) as error:
         few_shot_prompt("# example: Task {number}\nno examples", ["a"])
     assert len(error.value.problems) == 2
@@ -97,7 +97,7 @@ def test_a_cut_off_last_task_is_left_out():
     assert parse_prompts("Write a hai", "length") == []
 
 
-def test_b2_seed_prompts_do_not_come_back():
+def test_b2_seed_prompts_are_not_parsed():
     seeds = ["Write a haiku about rain.", "Sort the list of cities."]
     request = few_shot_prompt(texts.builtin("prompt_template", "few_shot"), seeds)
     completion = "Task 3: Explain tides to a child.\nTask 4: Write a haiku about rain."
@@ -123,7 +123,7 @@ def test_parse_prompts_never_raises_and_invents_nothing(text, finish_reason):
 
 
 @given(st.lists(st.text(alphabet="abc ", min_size=1, max_size=20).map(str.strip).filter(bool), min_size=1, max_size=6))
-def test_a_numbered_answer_comes_back_whole(tasks):
+def test_numbered_answer_is_read_completely(tasks):
     assert parse_prompts("\n".join(f"Task {n}: {task}" for n, task in enumerate(tasks, 9))) == tasks
 
 
@@ -154,7 +154,7 @@ def test_the_filter_gives_its_reason():
     assert keep.take(["Explain drawing and mapping"]) == ["exact"]
 
 
-def test_prompts_taken_at_once_are_compared_with_those_before_them():
+def test_prompts_of_one_batch_are_compared_with_each_other():
     keep = PromptFilter(["Write a haiku about the rain"], SIMILARITY)
     taken = ["Write a haiku about the snow", "Name a bird", "Name  a bird", "Name a bird now", "Say no more to me"]
     assert keep.take([*taken, taken[0]]) == ["similar", None, "exact", "similar", None, "similar"]
@@ -171,7 +171,7 @@ def test_prompts_taken_at_once_are_compared_with_those_before_them():
         ("--prompt_similarity=1.1", "prompt_similarity = '1.1'"),
     ],
 )
-def test_rules_that_cannot_be_used_are_refused_where_parameters_are_read(flag, said):
+def test_unusable_prompt_rules_are_refused_with_the_parameters(flag, said):
     with pytest.raises(UserError) as error:
         parse(GenPrompts, "", [flag], {})
     assert said in str(error.value)
@@ -182,6 +182,6 @@ def test_similarity_one_compares_the_text_alone():
     assert keep.take(["write a haiku!", "write  a haiku"]) == [None, "exact"]
 
 
-def test_b20_other_scripts_are_not_all_the_same():
+def test_b20_prompts_in_other_scripts_differ():
     keep = PromptFilter(["写一首关于雨的诗"], SIMILARITY)
     assert keep.take(["解释潮汐", "写一首关于雨的诗", "解释潮汐"]) == [None, "exact", "exact"]

@@ -59,7 +59,7 @@ def test_b20_the_index_equals_all_pairs_rouge(monkeypatch, similarity, vocabular
     assert 0 < sum(expected) < len(expected)
 
 
-def test_texts_of_a_thousand_words_and_of_none():
+def test_very_long_and_empty_texts():
     rng = random.Random(0)
     long = " ".join(rng.choices([f"w{i}" for i in range(400)], k=1500))
     near = " ".join(word if rng.random() < 0.8 else "x" for word in long.split())
@@ -70,14 +70,14 @@ def test_texts_of_a_thousand_words_and_of_none():
     assert index.accept([near, "w1", "w1"]) == [False, True, False]
 
 
-def test_what_was_refused_refuses_nothing():
+def test_refused_texts_are_not_compared_with():
     chain = ["a b c d e f g h i j", "a b c d e f g x y z", "a b c d x y z p q r"]  # each near the next only
     assert RougeIndex(0.7).accept(chain) == [True, False, True]
     index = RougeIndex(0.7)
     assert [index.accept([text])[0] for text in chain] == [True, False, True]
 
 
-def test_a_feature_first_seen_after_the_order_was_made_is_found(monkeypatch):
+def test_features_newer_than_the_order_are_matched(monkeypatch):
     monkeypatch.setattr(rouge_index, "FIRST_ORDER", 8)
     index = RougeIndex(0.7)
     index.add([f"common word number n{i}" for i in range(9)])

@@ -49,7 +49,7 @@ def test_a_response_of_another_shard_has_no_votes(judging):
     assert own.votes == [2.0, 2.0] and own.score == 2.0
 
 
-def test_a_forced_score_is_asked_for_after_each_justification_and_unreadable_without_room():
+def test_forced_score_follows_each_justification_if_there_is_room():
     begun = [judge.score_prefix(text) for text in ("fine .", "good . Score: 2")]
     assert begun == ["fine .\nScore: ", "good . Score: "]
     seen = []

@@ -4,7 +4,7 @@ from self_reward.errors import UserError
 from self_reward.method import stop
 
 
-def test_a_readable_judge_goes_on():
+def test_readable_judge_continues():
     assert stop.parse_rate(90, 100, min_parse_rate=0.9) is None
 
 
@@ -14,14 +14,14 @@ def test_a_low_parse_rate_stops_with_samples():
     assert "four" not in reason and len(reason) < 1000
 
 
-def test_no_readable_judgement_is_an_error_of_the_user():
+def test_no_readable_judgement_is_a_user_error():
     with pytest.raises(UserError, match="none of 7 judgements.*'gibberish'"):
         stop.parse_rate(0, 7, min_parse_rate=0.0, samples=["gibberish"])
     with pytest.raises(UserError, match="no judgement"):
         stop.parse_rate(0, 0, min_parse_rate=0.0)
 
 
-def test_enough_pairs_go_on():
+def test_enough_pairs_continue():
     assert stop.number_of_pairs(5, min_pairs=5, prompts=9, reasons={"tie": 4}) is None
     assert stop.number_of_pairs(1, min_pairs=0, prompts=9, reasons={}) is None
 
@@ -34,6 +34,6 @@ def test_too_few_pairs_stop_with_the_reasons():
     assert "4 x 9, 5 x 2" in reason and "at least 5" in reason
 
 
-def test_no_pair_is_an_error_of_the_user():
+def test_no_pair_is_a_user_error():
     with pytest.raises(UserError, match="tie 9.*4 x 36"):
         stop.number_of_pairs(0, min_pairs=0, prompts=9, reasons={"tie": 9}, scores={4.0: 36})

@@ -32,7 +32,7 @@ def test_imports_without_torch():
     assert out.stdout.strip() == "False"
 
 
-def test_path_is_named_by_content(model, tmp_path):
+def test_id_of_a_folder_depends_on_its_content(model, tmp_path):
     first = resolve(model, cache_dir=tmp_path / "cache")
     assert first.id.startswith("path:") and len(first.id) == 5 + 64
     assert resolve(model, cache_dir=tmp_path / "cache").id == first.id == resolve(model).id
@@ -44,7 +44,7 @@ def test_path_is_named_by_content(model, tmp_path):
     assert base_model.fetch(resolve(moved), trust_remote_code=False, cache_dir=tmp_path) == moved
 
 
-def test_all_problems_of_a_folder_at_once(model):
+def test_all_problems_of_a_folder_are_reported(model):
     for path in model.glob("tokenizer*"):
         path.unlink()
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
@@ -69,14 +69,14 @@ def test_missing_folder_and_adapter_folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "word"), [(b"version https://git-lfs.github.com/spec/v1\n", "LFS"), (None, "header says")]
 )
-def test_weights_cut_short(model, content, word):
+def test_truncated_weights_are_reported(model, content, word):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] if content is None else content)
     with pytest.raises(UserError, match=word):
         resolve(model)
 
 
-def test_missing_shard(model):
+def test_missing_weight_file_is_reported(model):
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
     with pytest.raises(UserError, match="model-00002"):
         resolve(model)
@@ -92,13 +92,13 @@ def test_missing_shard(model):
         (base_model.INDEX, '{"weight_map": {"a": null}}', "are missing: None"),
     ],
 )
-def test_json_files_of_nonsense(model, name, content, said):
+def test_invalid_json_files_are_reported(model, name, content, said):
     (model / name).write_text(content)
     assert any(said in problem for problem in base_model.folder_problems(model, trust_remote_code=False))
 
 
 @pytest.mark.parametrize("header", [b"[1]", b"{}[", b'{"a": 1}', b'{"a": {"data_offsets": [1]}}', b"\xff", b"1"])
-def test_a_header_of_nonsense(model, header):
+def test_invalid_safetensors_header_is_reported(model, header):
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UserError, match="its header cannot be read"):
         resolve(model)
@@ -112,7 +112,7 @@ def test_a_header_of_nonsense(model, header):
         ({"model_type": "nonsense"}, "this model cannot be loaded .ValueError: .*nonsense"),
     ],
 )
-def test_weights_that_do_not_fit_the_config_are_not_made_up(model, change, said):
+def test_missing_weights_are_not_initialised_randomly(model, change, said):
     """transformers fills them with random numbers and goes on."""
     base_model.load(model, trust_remote_code=False)
     config = json.loads((model / "config.json").read_text())
@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit_the_config_are_not_made_up(model, change, said)
         base_model.load(model, trust_remote_code=False)
 
 
-def test_a_broken_folder_of_the_data_repository_is_named_as_there_and_not_kept(model, tmp_path):
+def test_broken_repository_model_is_reported_and_not_cached(model, tmp_path):
     (model / "tokenizer.json").unlink()
     found = resolve("oxen:models/base", read_repository=lambda path: "hash")
 
@@ -134,7 +134,7 @@ def test_a_broken_folder_of_the_data_repository_is_named_as_there_and_not_kept(m
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_oxen(model, tmp_path):
+def test_model_of_the_data_repository_is_copied_once(model, tmp_path):
     found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
     assert found.id == "oxen:models/base:hash-of-models/base"
     pulled = []
@@ -152,7 +152,7 @@ def test_oxen(model, tmp_path):
         resolve("oxen:models/base")
 
 
-def test_oxen_after_a_kill_in_the_middle_of_the_copy(model, tmp_path):
+def test_oxen_copy_interrupted_by_a_kill_is_replaced(model, tmp_path):
     found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
     program = f"""
 import os
@@ -178,7 +178,7 @@ base_model.fetch(base_model.{found!r}, trust_remote_code=False, cache_dir=Path({
     assert not list(tmp_path.rglob("half"))
 
 
-def test_neither_folder_nor_name():
+def test_invalid_model_name_is_refused():
     with pytest.raises(UserError, match="neither"):
         resolve("no such model!")
 
@@ -222,14 +222,14 @@ def test_hub_name_becomes_a_commit(hub):
     assert resolve("me/good@main").kind == "hub"
 
 
-def test_hub_says_no(hub):
+def test_hub_refusal_is_a_user_error(hub):
     with pytest.raises(UserError, match=r"refuses it \(404\), and me/absent is not a local folder"):
         resolve("me/absent")
     with pytest.raises(UserError, match="safetensors"):
         resolve("me/pickled")
 
 
-def test_hub_ill_or_out_of_reach(hub, monkeypatch):
+def test_hub_failures_are_retried(hub, monkeypatch):
     with pytest.raises(TryAgain, match="503"):
         resolve("me/ill")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -237,7 +237,7 @@ def test_hub_ill_or_out_of_reach(hub, monkeypatch):
         resolve("me/good")
 
 
-def test_out_of_reach_but_cached(hub, monkeypatch, model):
+def test_unreachable_hub_uses_the_local_cache(hub, monkeypatch, model):
     cache = hub / "models--me--good"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs/main").write_text(COMMIT)

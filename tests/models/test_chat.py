@@ -93,13 +93,13 @@ def test_b8_one_bos(bpe, name):
     assert bpe.bos_token_id not in completion
 
 
-def test_b8_a_template_that_writes_bos_twice_still_gives_one(bpe):
+def test_b8_double_bos_of_a_template_becomes_one(bpe):
     bpe.chat_template = "{{ bos_token }}" + LLAMA2
     assert chat.prompt_ids(bpe, "Why?").count(bpe.bos_token_id) == 1
     assert chat.example_ids(bpe, "Why?", "Because.")[0] == chat.prompt_ids(bpe, "Why?")
 
 
-def test_b7_no_extra_assistant_header_and_b8_a_generation_prompt():
+def test_b7_b8_one_assistant_header_from_the_generation_prompt():
     bpe = make_bpe()
     bpe.chat_template = LLAMA3
     before, completion = chat.example_ids(bpe, "Why?", "Because.")
@@ -115,7 +115,7 @@ def test_what_follows_the_end_token_is_left_out():
     assert bpe.decode(chat.example_ids(bpe, "Why?", "Because.")[1]) == "Because.<|im_end|>"
 
 
-def test_b9_a_system_prompt_of_the_template_is_in_training_and_sampling():
+def test_b9_training_and_sampling_share_the_system_prompt():
     bpe = make_bpe()
     bpe.chat_template = CHATML
     assert "You help." in bpe.decode(chat.prompt_ids(bpe, "Why?"))
@@ -132,7 +132,7 @@ def test_b10_the_end_token_is_the_templates():
     assert bpe.decode(chat.example_ids(bpe, "Why?", "Because.")[1]).endswith("Because.</s>")
 
 
-def test_a_prompt_is_not_tokenised_differently_when_an_answer_follows():
+def test_prompt_ids_do_not_depend_on_the_answer():
     bpe = make_bpe()
     bpe.chat_template = MERGING
     whole = bpe("Why? there</s>", add_special_tokens=False)["input_ids"]
@@ -155,7 +155,7 @@ def test_special_tokens_in_a_text_are_text(name):
 
 
 @pytest.mark.parametrize("stored", ["Because.</s>", "Because.<|im_end|>", "Because.<|im_end|>\n", "Because.</s></s>"])
-def test_a_response_stored_with_its_end_token_gets_no_second_one(stored):
+def test_stored_end_token_is_not_doubled(stored):
     bpe = make_bpe()
     bpe.chat_template = CHATML
     assert bpe.decode(chat.example_ids(bpe, "Why?", stored)[1]) == "Because.<|im_end|>"
@@ -173,7 +173,7 @@ def test_the_word_level_tokenizer(template):
     assert chat.stop_token_ids(tokenizer) == [tokenizer.eos_token_id]
 
 
-def test_the_template_is_the_tokenizers_own_else_the_builtin():
+def test_tokenizers_template_comes_before_the_builtin():
     bpe = make_bpe()
     before = len(bpe)
     assert chat.choose_template(bpe, "auto") == PLAIN
@@ -184,7 +184,7 @@ def test_the_template_is_the_tokenizers_own_else_the_builtin():
     assert len(bpe) == before and bpe.chat_template == CHATML  # no new tokens, nothing changed
 
 
-def test_a_template_that_cannot_work_is_refused():
+def test_unusable_template_is_refused():
     bpe = make_bpe()
     for bad in ("{{ broken", "{{ raise_exception('no') }}", "{{ messages[0]['content'] }}", "{{ 'nothing' }}"):
         with pytest.raises(UserError, match="chat template"):

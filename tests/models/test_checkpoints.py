@@ -53,7 +53,7 @@ def merge(base: Path, adapters: list[Path], cache: Path, keep: int = 9) -> Path:
     return checkpoints.materialise(base, adapters, cache_dir=cache, keep=keep)
 
 
-def test_no_adapters_is_the_base_itself(chain, tmp_path):
+def test_without_adapters_the_base_itself_is_used(chain, tmp_path):
     base, _ = chain
     assert merge(base, [], tmp_path) == base
 
@@ -65,7 +65,7 @@ def test_b1_merged_equals_base_with_adapter(chain, tmp_path):
     assert (merged - logits(base)).abs().max() > 1e-2
 
 
-def test_chain_of_three_adapters_each_on_top_of_the_last(chain, tmp_path):
+def test_three_adapters_are_merged_in_order(chain, tmp_path):
     base, adapters = chain
     step = merge(merge(base, adapters[:1], tmp_path / "a"), adapters[1:2], tmp_path / "b")
     step = merge(step, adapters[2:], tmp_path / "c")
@@ -88,7 +88,7 @@ def test_merged_keeps_the_dtype_of_the_base(chain, tmp_path):
     assert (logits(merged) - logits(merge(half, adapters[:2], tmp_path / "other"))).abs().max() == 0
 
 
-def test_full_checkpoint_starts_the_chain_anew(chain, tmp_path):
+def test_full_checkpoint_replaces_the_chain_before_it(chain, tmp_path):
     base, adapters = chain
     full = merge(base, adapters[:1], tmp_path / "a")
     assert merge(base, [adapters[2], full], tmp_path / "b") == full
@@ -96,7 +96,7 @@ def test_full_checkpoint_starts_the_chain_anew(chain, tmp_path):
     assert (logits(again) - logits(merge(base, adapters[:2], tmp_path / "d"))).abs().max() < 1e-4
 
 
-def test_merged_once_and_found_again_by_content(chain, tmp_path):
+def test_merged_once_per_content(chain, tmp_path):
     base, adapters = chain
     merged = merge(base, adapters[:1], tmp_path)
     weights = (merged / "model.safetensors").stat().st_mtime_ns
@@ -105,7 +105,7 @@ def test_merged_once_and_found_again_by_content(chain, tmp_path):
     assert merge(base, adapters[1:2], tmp_path) != merged
 
 
-def test_tokenizer_and_chat_template_of_the_newest_that_has_one(chain, tmp_path):
+def test_newest_tokenizer_and_chat_template_are_used(chain, tmp_path):
     base, adapters = chain
     newest = tmp_path / "newest"
     newest.mkdir()
@@ -119,7 +119,7 @@ def test_tokenizer_and_chat_template_of_the_newest_that_has_one(chain, tmp_path)
     assert AutoTokenizer.from_pretrained(base).chat_template == tiny.TEMPLATE
 
 
-def test_keep_newest_but_never_one_in_use(chain, tmp_path):
+def test_newest_are_kept_and_folders_in_use_never_removed(chain, tmp_path):
     base, adapters = chain
     code = (
         "import sys; from pathlib import Path; from self_reward.models import checkpoints\n"
@@ -138,7 +138,7 @@ def test_keep_newest_but_never_one_in_use(chain, tmp_path):
     assert not Path(other.stdout.strip()).exists()
 
 
-def test_removed_behind_our_back_is_made_again(chain, tmp_path):
+def test_deleted_merge_is_made_again(chain, tmp_path):
     import shutil
 
     base, adapters = chain
@@ -148,7 +148,7 @@ def test_removed_behind_our_back_is_made_again(chain, tmp_path):
     assert (merged / "model.safetensors").is_file()
 
 
-def test_half_written_merge_is_not_taken(chain, tmp_path):
+def test_incomplete_merge_is_not_used(chain, tmp_path):
     base, adapters = chain
     merged = merge(base, adapters[:1], tmp_path)
     (merged / checkpoints.COMPLETE).unlink()
@@ -157,7 +157,7 @@ def test_half_written_merge_is_not_taken(chain, tmp_path):
     assert (merged / "model.safetensors").stat().st_size > 1000
 
 
-def test_adapter_with_tokens_of_its_own_and_all_problems_at_once(chain, tmp_path):
+def test_all_problems_of_adapters_are_reported(chain, tmp_path):
     base, adapters = chain
     odd = make_adapter(tmp_path / "odd", base, 1, modules_to_save=["embed_tokens"])
     empty = tmp_path / "empty"
@@ -169,7 +169,7 @@ def test_adapter_with_tokens_of_its_own_and_all_problems_at_once(chain, tmp_path
     assert "modules_to_save" in str(caught.value) and "IA3" in str(caught.value)
 
 
-def test_adapter_of_another_model(chain, tmp_path):
+def test_adapter_of_another_model_is_refused(chain, tmp_path):
     _, adapters = chain
     other = tiny.make_tiny_model(tmp_path / "other", hidden=64)
     with pytest.raises(UserError, match="does not fit"):
@@ -177,7 +177,7 @@ def test_adapter_of_another_model(chain, tmp_path):
     assert not list((tmp_path / "cache/merged").glob("*.part"))
 
 
-def test_export_loads_alone_and_refuses_a_full_folder(chain, tmp_path):
+def test_export_is_self_contained_and_refuses_a_full_folder(chain, tmp_path):
     base, adapters = chain
     (tmp_path / "out/model.part").mkdir(parents=True)  # the user's
     to = checkpoints.export(base, adapters, tmp_path / "out" / "model", cache_dir=tmp_path / "cache", keep=1)
@@ -197,13 +197,13 @@ def test_metadata(tmp_path):
     }
 
 
-def test_disk_full_is_try_again_and_leaves_nothing(tmp_path):
+def test_full_disk_is_try_again_and_leaves_nothing(tmp_path):
     with pytest.raises(TryAgain, match="disk"), files.whole_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_of_other_merges_is_removed(chain, tmp_path):
+def test_unfinished_merges_of_killed_processes_are_removed(chain, tmp_path):
     base, adapters = chain
     for left in ("merged/.0123.part", "merged/4567", "merged/.89ab.part"):
         (tmp_path / left).mkdir(parents=True)

@@ -79,7 +79,7 @@ def stops(greedy):
 # the engine
 
 
-def test_resolve_engine_is_torch_free_and_names_what_is_wrong():
+def test_resolve_engine_is_torch_free_and_names_problems():
     program = (
         "import sys; from self_reward.models import engines; "
         "print(engines.resolve_engine('auto'), 'torch' in sys.modules)"
@@ -97,13 +97,13 @@ def test_auto_is_vllm_only_with_a_gpu_build_and_a_visible_gpu(monkeypatch):
         assert engines.resolve_engine("auto") == engine
 
 
-def test_a_missing_vllm_says_what_to_install(monkeypatch):
+def test_missing_vllm_error_names_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="install vllm"):
         engines.resolve_engine("vllm")
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_folder_without_a_model_is_reported(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         engines.load(Model(tmp_path, None, Loading()), Engine(sampler="transformers"), seed=0)
 
@@ -138,7 +138,7 @@ def test_b4_text_is_the_decoded_tokens_without_the_stop_token(hf, stops):
                 assert len(answer.token_ids) == 24
 
 
-def test_max_tokens_and_the_models_length_end_an_answer(hf):
+def test_max_tokens_and_model_length_end_an_answer(hf):
     found = sample(hf, [*TIGHT, [7] * 4], stops=[], n=2, max_tokens=9, temperature=1.0)
     assert [[len(a.token_ids) for a in found[i]] for i in range(4)] == [[5, 5], [0, 0], [0, 0], [9, 9]]
     assert found[1] == [Sample("", [], "length")] * 2
@@ -154,7 +154,7 @@ def test_samples_of_a_prompt_differ_and_repeat_with_the_seed(hf):
     assert len({tuple(answers[0].token_ids) for answers in same.values()}) == 8
 
 
-def test_done_prompts_are_skipped_and_the_others_unchanged(hf):
+def test_finished_prompts_are_skipped_and_others_unchanged(hf):
     prompts = prompts_of(23)
     whole = sample(hf, prompts, n=2, temperature=1.0)
     done = {0, 3, 4, 9, 15, 22} | set(own.chunks_by_length(prompts, 5)[1])
@@ -170,17 +170,17 @@ def test_compaction_changes_nothing(hf, stops, monkeypatch):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_greedy_answers_are_worth_comparing(greedy):
+def test_greedy_answers_differ_between_prompts(greedy):
     assert len({tuple(answers[0].token_ids) for answers in greedy.values()}) == 17
     assert sum(len(set(answers[0].token_ids)) > 8 for answers in greedy.values()) > 10
 
 
-def test_b3_the_model_that_is_given_is_the_one_that_answers(tmp_path, hf, greedy):
+def test_b3_the_given_model_answers(tmp_path, hf, greedy):
     other = load_engine("transformers", make_lively_model(tmp_path, seed=1), batch_size=5, max_model_len=ROOM)
     assert sample(other, prompts_of(17)) != greedy
 
 
-def test_b10_nothing_of_generation_config_leaks(tmp_path, greedy):
+def test_b10_generation_config_is_ignored(tmp_path, greedy):
     make_lively_model(tmp_path)
     config = {
         "repetition_penalty": 5.0,
@@ -195,7 +195,7 @@ def test_b10_nothing_of_generation_config_leaks(tmp_path, greedy):
     assert sample(load_engine("transformers", tmp_path, batch_size=5, max_model_len=ROOM), prompts_of(17)) == greedy
 
 
-def test_a_full_gpu_halves_the_batch_and_gives_up_at_one_prompt(hf, monkeypatch):
+def test_full_gpu_halves_the_batch_down_to_one_prompt(hf, monkeypatch):
     prompts = prompts_of(12)
     expected = sample(hf, prompts, n=2, temperature=1.0)
     decode, sizes = own.decode, []
@@ -324,7 +324,7 @@ def as_json(found: dict[int, list[Sample]]) -> dict[str, list[dict]]:
 
 
 @needs_vllm
-def test_vllm_gets_the_same_tokens_and_answers_the_same(vllm, hf, greedy, stops):
+def test_vllm_gets_the_same_tokens_and_gives_the_same_answers(vllm, hf, greedy, stops):
     """B3, B10: the given model, whatever its generation_config.json says."""
     assert vllm["received"] == sorted(prompts_of(17))
     assert vllm["greedy"] == as_json(greedy)
@@ -411,7 +411,7 @@ if __name__ == "__main__":
 
 
 @needs_vllm
-def test_vllm_over_two_processes_samples_the_same_and_a_dead_worker_is_try_again(tmp_path):
+def test_vllm_in_two_processes_agrees_and_a_dead_worker_is_try_again(tmp_path):
     model = make_lively_model(tmp_path / "model")
     expected = sample(load_engine("transformers", model, max_model_len=ROOM), prompts_of(6))
     (tmp_path / "engine.py").write_text(ENGINE)  # a file: vLLM's workers import the program again
@@ -427,7 +427,7 @@ def test_vllm_over_two_processes_samples_the_same_and_a_dead_worker_is_try_again
     assert gone(str(tmp_path), 10)
 
 
-def test_a_model_that_cannot_be_divided_is_refused_before_the_engine_starts(tmp_path):
+def test_indivisible_model_is_refused_before_the_engine_starts(tmp_path):
     def problems(size, **config):
         (tmp_path / "config.json").write_text(json.dumps(config))
         return engines.tensor_parallel_problems(tmp_path, size)

@@ -181,9 +181,7 @@ def by_fsdp(model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("what", "finetune", "count", "precision"), FSDP_CASES)
-def test_fsdp_gives_the_weights_files_and_figures_of_one_process(
-    by_fsdp, model, tmp_path, what, finetune, count, precision
-):
+def test_fsdp_equals_one_process(by_fsdp, model, tmp_path, what, finetune, count, precision):
     with in_precision(precision):
         metrics = train(what, model, tmp_path / "one", finetune, count, epochs=2.0)
     two = by_fsdp / f"{what}-{finetune}-{count}-{precision}"
@@ -198,14 +196,14 @@ def test_fsdp_gives_the_weights_files_and_figures_of_one_process(
 
 
 @pytest.mark.parametrize(("what", "finetune", "count", "precision"), FSDP_CASES)
-def test_fsdp_resumes_from_its_checkpoint_to_exactly_the_same_weights(by_fsdp, model, what, finetune, count, precision):
+def test_fsdp_resumes_to_exactly_the_same_weights(by_fsdp, model, what, finetune, count, precision):
     name = f"{what}-{finetune}-{count}-{precision}"
     assert largest_difference(by_fsdp / f"{name}-cut", by_fsdp / f"{name}-again") == 0
     assert largest_difference(by_fsdp / name, by_fsdp / f"{name}-again") == 0
 
 
 @pytest.mark.parametrize(("what", "finetune", "count"), CASES)
-def test_two_processes_give_the_weights_and_the_losses_of_one(by_two, model, tmp_path, what, finetune, count):
+def test_two_processes_equal_one(by_two, model, tmp_path, what, finetune, count):
     seen = []
     metrics = train(
         what, model, tmp_path / "one", finetune, count, epochs=2.0, progress=lambda *said: seen.append(said)
@@ -228,7 +226,7 @@ def test_two_processes_give_the_weights_and_the_losses_of_one(by_two, model, tmp
     assert [told[name] for name in alike] == pytest.approx([metrics[name] for name in alike], abs=1e-3)
 
 
-def test_a_reference_that_processes_precompute_together_is_that_of_one_process(by_two, by_fsdp):
+def test_reference_precomputed_by_two_processes_equals_that_of_one(by_two, by_fsdp):
     """Beyond the cases "ref" above, where both sides might be wrong alike."""
     assert largest_difference(by_two / "ref-full-27", by_two / "dpo-full-27") < 2e-6
     assert largest_difference(by_two / "ref-lora-25", by_two / "dpo-lora-25") < 2e-6
@@ -236,7 +234,7 @@ def test_a_reference_that_processes_precompute_together_is_that_of_one_process(b
     assert largest_difference(by_fsdp / "ref-lora-29-fp32", by_fsdp / "dpo-lora-29-fp32") < 2e-6
 
 
-def test_the_first_process_alone_writes_and_what_it_writes_is_what_one_process_writes(by_two, model, tmp_path):
+def test_only_the_first_process_writes_and_writes_the_same(by_two, model, tmp_path):
     train("dpo", model, tmp_path / "one", "full", 27)
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert {path.name for path in (by_two / "dpo-full-27").iterdir()} == {*names, "metrics.json"}
@@ -259,7 +257,7 @@ t.train("sft", Path(sys.argv[2]), Path(sys.argv[3]) / "out", "full", 40, max_ste
 """
 
 
-def test_killed_group_leaves_no_process_and_two_or_one_resume_it(model, tmp_path, caplog):
+def test_killed_group_leaves_no_process_and_can_be_resumed(model, tmp_path, caplog):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: str(tmp_path)}
     command = [sys.executable, "-c", KILLED, str(ROOT), str(model), str(tmp_path)]
     # the parent alone is killed: its children must not go on
@@ -289,7 +287,7 @@ def test_killed_group_leaves_no_process_and_two_or_one_resume_it(model, tmp_path
     assert not (tmp_path / "partial-2/group").exists()
 
 
-def test_a_process_that_is_killed_ends_the_training_at_once_with_try_again(model, tmp_path):
+def test_killed_process_ends_the_training_at_once_with_try_again(model, tmp_path):
     killed_at: list[float] = []
 
     def kill_one(done, total, what):
@@ -305,7 +303,7 @@ def test_a_process_that_is_killed_ends_the_training_at_once_with_try_again(model
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_of_another_kind_is_removed_and_reported(tmp_path, caplog):
+def test_checkpoint_of_another_number_of_gpus_is_removed(tmp_path, caplog):
     for step, sharded in ((3, False), (6, True), (9, True)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -324,13 +322,13 @@ def test_a_checkpoint_of_another_kind_is_removed_and_reported(tmp_path, caplog):
 # ---- errors
 
 
-def test_a_loss_that_is_not_a_number_is_the_same_error_as_with_one_process(model, tmp_path):
+def test_nan_loss_in_two_processes_is_the_error_of_one(model, tmp_path):
     with pytest.raises(UserError, match="the loss became (nan|inf) at step"):
         train("sft", model, tmp_path / "out", "full", max_steps=60, train_gpus=2, learning_rate=1e-2, weight_decay=1e30)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bug_in_a_process_comes_with_its_traceback(model, tmp_path):
+def test_bug_in_a_process_is_reported_with_its_traceback(model, tmp_path):
     examples = [([2, 70000], [3])] * 8  # not in the vocabulary
     with pytest.raises(RuntimeError, match=r"(?s)process \d of 2 .*Traceback.*training.py.*IndexError"):
         base.train("sft", model, examples, tmp_path / "out", finetune="full", train_gpus=2, micro_batch_size=2)
@@ -348,7 +346,7 @@ def test_a_bug_in_a_process_comes_with_its_traceback(model, tmp_path):
     ],
 )
 @pytest.mark.parametrize("other", ["says", "aborts"])
-def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(tmp_path, raised, expected, other):
+def test_first_error_keeps_its_type_and_hides_its_consequences(tmp_path, raised, expected, other):
     """The other process reports that it has lost this one, or NCCL's watchdog ends it."""
     children = []
     for rank, error in enumerate((RuntimeError("connection closed by peer"), raised)):
@@ -369,7 +367,7 @@ def test_an_error_keeps_its_kind_on_the_way_and_wins_over_what_follows_from_it(t
         assert "ZeroDivisionError('division by zero')" in str(caught.value)
 
 
-def test_a_full_gpu_starts_all_processes_again_with_half_the_micro_batch(model, tmp_path, monkeypatch):
+def test_full_gpu_restarts_all_processes_with_half_the_micro_batch(model, tmp_path, monkeypatch):
     tried = []
 
     def run(call, folder):
@@ -384,7 +382,7 @@ def test_a_full_gpu_starts_all_processes_again_with_half_the_micro_batch(model, 
     assert metrics["processes"] == 2
 
 
-def test_what_a_process_left_that_filled_the_gpu_is_removed_by_one_process(model, tmp_path, monkeypatch):
+def test_one_process_removes_checkpoints_before_a_retry(model, tmp_path, monkeypatch):
     def run(call, folder):
         assert not list(call.job.folder.iterdir())
         if call.training.micro_batch(2) > 1:
@@ -398,7 +396,7 @@ def test_what_a_process_left_that_filled_the_gpu_is_removed_by_one_process(model
     assert train("sft", model, tmp_path / "out", "full", **options)["steps"] == 1
 
 
-def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
+def test_error_that_cannot_be_written_is_reported_as_full_disk(tmp_path):
     files.partial(tmp_path / "error-0.json").symlink_to("/dev/full")
     command = [
         sys.executable,
@@ -415,7 +413,7 @@ def test_an_error_that_a_full_disk_does_not_take_is_the_full_disk(tmp_path):
         train_group._raise_why(tmp_path, [child])
 
 
-def test_the_others_wait_while_one_process_saves(tmp_path, monkeypatch):
+def test_processes_wait_while_one_saves(tmp_path, monkeypatch):
     """By default NCCL waits ten minutes."""
     told = {}
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *words, **more: told.update(more))
@@ -428,12 +426,12 @@ def test_the_others_wait_while_one_process_saves(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "processes", "each"), [("8", 2, "4"), ("8", 3, "2"), ("1", 4, "1"), ("4,2", 9999, "1")]
 )
-def test_the_processes_share_the_cores_that_the_stage_may_use(monkeypatch, given, processes, each):
+def test_processes_share_the_available_cores(monkeypatch, given, processes, each):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert train_group.environment(0, processes)["OMP_NUM_THREADS"] == each
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(model, tmp_path):
+def test_indivisible_batch_size_is_refused_with_the_numbers(model, tmp_path):
     with pytest.raises(
         UserError,
         match="8 cannot be divided into micro batches of 2 on each of 3 processes .*multiple of 6, such as 12",
@@ -452,7 +450,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(model, tmp_p
         ([([], [1], [2, 3]), ([9], [8], [7])], DpoTraining(adam_beta2=0.95), PreferenceLoss(nll_weight=0.5)),
     ],
 )
-def test_what_is_trained_arrives_as_it_was_sent(model, tmp_path, examples, training, loss):
+def test_a_call_is_read_as_it_was_written(model, tmp_path, examples, training, loss):
     sent = train_group.Call(
         models.load(model, Loading(dtype="float32"), "plain"),
         examples,
@@ -473,7 +471,7 @@ def test_what_is_trained_arrives_as_it_was_sent(model, tmp_path, examples, train
 # ---- the stage
 
 
-def test_the_stage_ended_by_sigterm_leaves_no_process_and_resumes(model, tmp_path):
+def test_terminated_stage_leaves_no_process_and_resumes(model, tmp_path):
     rows = [{"prompt": f"write the list {i % 10} ant", "response": f"ant {i % 10} bat"} for i in range(64)]
     jsonl.write(tmp_path / "data/M0/train/ift+eft.jsonl", rows)
     command = [

@@ -78,7 +78,7 @@ def test_order_text_and_progress(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 30, 200])
-def test_a_half_written_line_is_dropped_and_the_rest_kept(tmp_path, cut):
+def test_incomplete_line_is_dropped_and_the_rest_kept(tmp_path, cut):
     whole = generate(Counting(), tmp_path)
     path = tmp_path / "samples.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -90,7 +90,7 @@ def test_a_half_written_line_is_dropped_and_the_rest_kept(tmp_path, cut):
     assert sorted(indices) == list(range(len(PROMPTS)))
 
 
-def test_zeros_left_by_a_crash_of_the_machine_are_cut(tmp_path):
+def test_zeros_after_a_machine_crash_are_cut(tmp_path):
     whole = generate(Counting(), tmp_path)
     path = tmp_path / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -103,7 +103,7 @@ def test_zeros_left_by_a_crash_of_the_machine_are_cut(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"seed": 2}, {"n": 3}, {"sampling": SAMPLING.model_copy(update={"temperature": 0.8})}, {"stops": [4]}]
 )
-def test_a_partial_file_of_other_work_is_not_taken(tmp_path, change):
+def test_partial_file_of_another_request_is_not_used(tmp_path, change):
     generate(Counting(), tmp_path)
     sampler = Counting()
     found = generate(sampler, tmp_path, **change)
@@ -111,7 +111,7 @@ def test_a_partial_file_of_other_work_is_not_taken(tmp_path, change):
     assert all(len(answers) == change.get("n", 2) for answers in found)
 
 
-def test_a_partial_file_of_other_prompts_is_not_taken(tmp_path):
+def test_partial_file_of_other_prompts_is_not_used(tmp_path):
     generate(Counting(), tmp_path)
     sampler = Counting()
     generate(sampler, tmp_path, [*PROMPTS[:-1], [9]])
@@ -137,7 +137,7 @@ def test_b18_the_partial_file_is_only_appended_to(tmp_path):
 LONG = {"sampling": SAMPLING.model_copy(update={"max_tokens": 100}), "stops": []}
 
 
-def test_sigkill_in_the_middle_changes_nothing(tmp_path, tiny_model):
+def test_killed_and_resumed_sampling_changes_nothing(tmp_path, tiny_model):
     sampler = load_engine("transformers", tiny_model, batch_size=4)
     undisturbed = generate(sampler, tmp_path / "undisturbed", **LONG)
     partial = tmp_path / "killed"
@@ -174,7 +174,7 @@ NAMES = "ant bat cat dog eel fox goat hen".split()
 TEXTS = [" ".join(NAMES[(i * j) % 8] for j in range(1 + i % 5)) for i in range(12)]
 
 
-def test_a_policy_asks_with_the_tokens_of_chat_and_gives_each_texts_samples_in_order(tmp_path, engine):
+def test_policy_asks_with_chat_tokens_and_answers_in_order(tmp_path, engine):
     seen: list[tuple[int, int]] = []
     job = Job(tmp_path / "job", 5, lambda done, total, what: seen.append((done, total)))
     found = Policy(engine, engine.tokenizer, job).ask(TEXTS, SAMPLING, n=2)
@@ -187,7 +187,7 @@ def test_a_policy_asks_with_the_tokens_of_chat_and_gives_each_texts_samples_in_o
     assert (tmp_path / "job/samples.jsonl").read_bytes() == (tmp_path / "expected/samples.jsonl").read_bytes()
 
 
-def test_a_part_has_a_separate_folder_and_a_seed_offset_other_samples(tmp_path, engine):
+def test_parts_have_their_own_folder_and_seed_offset(tmp_path, engine):
     asked = Policy(engine, engine.tokenizer, Job(tmp_path, 5))
     first, again = (asked.ask(TEXTS, SAMPLING, part=part) for part in ("round-0", "answers"))
     assert first == again
@@ -198,7 +198,7 @@ def test_a_part_has_a_separate_folder_and_a_seed_offset_other_samples(tmp_path, 
     assert kept == {f"{part}/samples.jsonl" for part in ("round-0", "answers", "round-1", "six")}
 
 
-def test_a_policy_resumes_a_part_and_not_from_another_ones_answers(tmp_path):
+def test_policy_resumes_a_part_from_its_own_answers(tmp_path):
     tokenizer, job = make_tokenizer(), Job(tmp_path, 1)
     whole = Policy(Counting(), tokenizer, job).ask(TEXTS, SAMPLING, part="answers")
     path = tmp_path / "answers/samples.jsonl"
@@ -210,7 +210,7 @@ def test_a_policy_resumes_a_part_and_not_from_another_ones_answers(tmp_path):
     assert [len(done) for done in sampler.skipped] == [4, 0]
 
 
-def test_a_policy_of_a_shard_answers_its_part_of_the_texts_only(tmp_path, engine):
+def test_policy_of_a_shard_answers_only_its_texts(tmp_path, engine):
     whole = Policy(engine, engine.tokenizer, Job(tmp_path, 5)).ask(TEXTS, SAMPLING, part="whole")
     parts = [
         Policy(engine, engine.tokenizer, Job(tmp_path / str(i), 5, shard=(i, 2))).ask(TEXTS, SAMPLING) for i in range(2)
@@ -220,7 +220,7 @@ def test_a_policy_of_a_shard_answers_its_part_of_the_texts_only(tmp_path, engine
     assert not any(first and second for first, second in zip(*parts, strict=True))
 
 
-def test_choice_logprobs_are_those_of_the_next_word_of_the_begun_answer(tmp_path, engine):
+def test_choice_logprobs_continue_the_given_answer(tmp_path, engine):
     """Against a forward pass by hand, at the position after `score :`."""
     import torch
 
@@ -237,7 +237,7 @@ def test_choice_logprobs_are_those_of_the_next_word_of_the_begun_answer(tmp_path
         assert sum(map(math.exp, row)) == pytest.approx(1)
 
 
-def test_choices_after_a_text_that_fills_the_models_length_have_no_logprobs(tmp_path, engine):
+def test_choice_logprobs_are_none_at_the_models_length(tmp_path, engine):
     """256 tokens: <s>, <|user|>, question, <|assistant|>, answer, and the choice itself."""
     texts = [" ".join(["ant"] * count) for count in (251, 252, 253)]
     found = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(
@@ -258,7 +258,7 @@ def bpe(texts):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def test_choices_are_told_apart_also_where_the_tokenizer_joins_them_with_the_space():
+def test_choices_joined_with_a_space_are_distinguished():
     tokenizer = bpe([f"fine answer. Score: {digit}" for digit in range(6)] * 50)
     before, tokens = policy.next_tokens(tokenizer, "fine answer. Score: ", list("012345"))
     assert len(set(tokens)) == 6
@@ -267,7 +267,7 @@ def test_choices_are_told_apart_also_where_the_tokenizer_joins_them_with_the_spa
     assert tokenizer.decode([tokens[0]]) == " 0"  # joined: asking for "0" alone would have been another token
 
 
-def test_a_tokenizer_that_cannot_tell_the_choices_apart_is_refused(tmp_path):
+def test_tokenizer_without_a_token_per_choice_is_refused(tmp_path):
     tokenizer = make_tokenizer(["score", ":"])
     with pytest.raises(UserError, match="judge_forced_score: this tokenizer has no separate token for each score"):
         policy.next_tokens(tokenizer, "score : ", list("012345"))

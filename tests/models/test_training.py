@@ -146,7 +146,7 @@ def test_b1_merged_sft_start_of_dpo_and_reference_are_one_model(model, sft, poli
     assert (merged - logits(load(model))).abs().max() > 1e-2  # SFT has changed something
 
 
-def test_b1_reference_stays_while_dpo_moves(policy, tmp_path, spy):
+def test_b1_reference_is_constant_during_dpo(policy, tmp_path, spy):
     metrics = train("dpo", policy, make_pairs(64), tmp_path / "dpo", finetune="lora")
     trained = spy[0].model.eval()
     with trained.disable_adapter():
@@ -302,7 +302,7 @@ def test_micro_batches_change_nothing(policy, tmp_path):
 # ---- what is saved
 
 
-def test_lora_saves_the_adapter_only_and_the_tokenizer(sft, model):
+def test_lora_saves_only_adapter_and_tokenizer(sft, model):
     names = {path.name for path in sft.iterdir()}
     assert names == {
         "adapter_config.json",
@@ -316,7 +316,7 @@ def test_lora_saves_the_adapter_only_and_the_tokenizer(sft, model):
     assert AutoTokenizer.from_pretrained(sft).chat_template == tiny.TEMPLATE
 
 
-def test_target_modules_are_names_joined_by_commas_and_must_exist(model, tmp_path):
+def test_target_modules_must_exist(model, tmp_path):
     def target_modules(names):
         out = tmp_path / names
         train("sft", model, make_examples(8), out, finetune="lora", lora_target_modules=names)
@@ -327,7 +327,7 @@ def test_target_modules_are_names_joined_by_commas_and_must_exist(model, tmp_pat
         target_modules("q_proj,nosuch")
 
 
-def test_full_saves_a_whole_model_in_the_dtype_of_the_base(model, tmp_path):
+def test_full_saves_a_model_in_the_dtype_of_the_base(model, tmp_path):
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(base)
     checkpoints.copy_tokenizer([model], base)
@@ -353,7 +353,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(model, sft, tmp_path):
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_dropout_is_on_when_asked_for_and_only_then(policy, tmp_path, spy, finetune, dropout):
+def test_dropout_is_applied_only_when_set(policy, tmp_path, spy, finetune, dropout):
     train("dpo", policy, make_pairs(8), tmp_path / "out", finetune=finetune, dropout=dropout)
     model = spy[0].model.train()
     assert torch.equal(logits(model), logits(model)) == (dropout == 0)
@@ -395,13 +395,13 @@ def test_bfloat16_needs_a_gpu(model, tmp_path):
         train("sft", model, make_examples(8), tmp_path / "out", finetune="lora", dtype="bfloat16")
 
 
-def test_loss_that_is_not_a_number_stops(model, tmp_path):
+def test_nan_loss_stops_the_training(model, tmp_path):
     with pytest.raises(UserError, match="loss became"):
         train("sft", model, make_examples(64), tmp_path / "out", finetune="full", weight_decay=1e30)
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_and_no_noise(model, tmp_path, capfd):
+def test_progress_is_reported_without_other_output(model, tmp_path, capfd):
     seen = []
     train("sft", model, make_examples(16), tmp_path / "out", finetune="lora", progress=lambda *a: seen.append(a))
     assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2)]
@@ -410,7 +410,7 @@ def test_progress_and_no_noise(model, tmp_path, capfd):
     assert written.out == "" and "%|" not in written.err
 
 
-def test_out_of_memory_halves_the_micro_batch_then_gives_up():
+def test_out_of_memory_halves_the_micro_batch_down_to_one():
     tried = []
 
     def attempt(micro):
@@ -481,7 +481,7 @@ def test_killed_and_resumed_equals_undisturbed(model, tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["sft", "dpo"])
-def test_training_that_was_killed_after_its_last_step_takes_no_further_step(model, tmp_path, what):
+def test_training_killed_after_its_last_step_takes_no_more(model, tmp_path, what):
     """transformers 5.19 resumes from the last checkpoint with one step more, unless it is at the end of an epoch."""
     train_with_checkpoints(what, model, tmp_path / "first")
     assert (tmp_path / "partial/checkpoint-12").is_dir()

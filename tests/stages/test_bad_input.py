@@ -174,7 +174,8 @@ def test_judging_examples_that_make_no_pairs_for_replay(here):
     """Else 05 would say so, after hours of generating."""
     same = [{**row, "response": "Score: 3"} for row in EFT]
     jsonl.write(here / "data" / TRAIN, [*IFT, *same])
-    fails(here, "plan", "--eft_replay", "0.1", said=["eft_replay needs judgements with at least two scores; found 3 in "])
+    few = "eft_replay needs judgements with at least two scores; found 3 in "
+    fails(here, "plan", "--eft_replay", "0.1", said=[few])
     jsonl.write(here / "data" / TRAIN, [*IFT, *EFT])
     # the results that `here` has in the way of later stages are all that is left to say
     fails(here, "plan", "--eft_replay", "0.1", said=["scores.jsonl exists and was not written by a stage"])
