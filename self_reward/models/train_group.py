@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import self_reward.parameters.settings as settings
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
 from self_reward.models import model
 from self_reward.models.model import Job, Model, Progress
-from self_reward.parameters import settings
 from self_reward.types import Json
 
 log = logging.getLogger(__name__)
