@@ -1,7 +1,7 @@
 """Write the demo's seed data and its tiny base model: `python -m demo.make_data --data_repo demo-data --seed 0`.
 
 The result is a plain folder, as a user would bring it, or one commit in a repository on a server (an address such as
-oxen+http://127.0.0.1:3000/me/demo; it is made, private, where it is missing): instructions with deliberately flawed
+oxen+http://127.0.0.1:3000/me/demo; created as private if it is missing): instructions with deliberately flawed
 answers (two in five wrong, half without the wanted form), judged answers, held-out prompts, rubric, prompt template,
 and a base model of random weights. All that the model is trained on later comes from here or from the model itself.
 """
@@ -45,7 +45,7 @@ RECORD = "demo.json"  # what was written, by hash; makes a second run find its w
 
 
 class Tasks:
-    """Tasks in random order, none of them held out."""
+    """Tasks in random order, except held-out ones."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
@@ -99,7 +99,7 @@ def instruction(tasks: Tasks) -> dict[str, Any]:
 
 
 def judged(tasks: Tasks, score: int | None) -> dict[str, Any]:
-    """A response and a person's judgement of it; of one with the given score, or of any."""
+    """A response, with the given score or any, and a person's judgement of it."""
     while True:
         prompt = tasks.make()
         response = world.make_response(tasks.rng, prompt, mistakes=0.6)
@@ -113,22 +113,22 @@ def new_task(tasks: Tasks) -> dict[str, Any]:
 
 
 def repetition(rng: random.Random) -> dict[str, Any]:
-    """A list, written three times. A model of random weights learns from it to copy; without it, it hardly gets a task
-    right (accuracy .13 in place of .68)."""
+    """A list, written three times, from which a model with random weights learns to copy; otherwise it solves few tasks
+    (accuracy .13 instead of .68)."""
     words = world.make_list(rng, shortest=4, longest=7)
     return row(" ".join(words), " ".join(words * 3), "ift")
 
 
 def comparison(rng: random.Random) -> dict[str, Any]:
     """Two lists, compared word by word. Judging needs this skill; without these rows it depends on the seed whether a
-    model learns it in the steps that there are."""
+    model learns it in the available steps."""
     words = world.make_list(rng)
     other = [word if rng.random() < 0.5 else rng.choice(world.WORDS) for word in words]
     return row(f"compare {' '.join(words)} with {' '.join(other)}", world.side_by_side(words, other), "ift")
 
 
 def ranked_responses(rng: random.Random, prompt: str) -> dict[str, Any]:
-    """Different responses to a held-out prompt; rank 0 is the best, equally good ones share a rank."""
+    """Different responses to a held-out prompt; rank 0 is the best; equally good responses share a rank."""
     responses: dict[str, float] = {}
     while len(responses) < RESPONSES_A_GROUP:
         response = world.make_response(rng, prompt, mistakes=0.6)
@@ -194,7 +194,7 @@ def make_base_model(folder: Path, seed: int) -> None:
 
 
 def make(data_repo: Path, seed: int) -> bool:
-    """Write everything to `data_repo`; False when it is there already. Raises UserError where other data is."""
+    """Write everything to `data_repo`; False if it already exists. Raises UserError if other data exists there."""
     if data_repo.exists() and any(data_repo.iterdir()):
         check(data_repo, seed)
         return False
@@ -215,7 +215,7 @@ def make(data_repo: Path, seed: int) -> bool:
 
 
 def make_on_server(data_repo: str, seed: int) -> bool:
-    """As `make`, to a repository on a server, which is made where it is missing."""
+    """As `make`, to a repository on a server, which is created if missing."""
     store = open_store(data_repo, branch="main", lock_timeout=0, store_timeout=600)
     if not store.exists():
         store.create()
@@ -237,12 +237,12 @@ def make_on_server(data_repo: str, seed: int) -> bool:
 
 
 def check(data_repo: Path, seed: int) -> None:
-    """Raise UserError unless the folder `data_repo` holds the demo's data of this seed, unchanged."""
+    """Raise UserError unless the folder `data_repo` holds the demo's unchanged data of this seed."""
     check_record(data_repo, seed, str(data_repo), lambda name: _sha256(data_repo / name))
 
 
 def check_record(folder: Path, seed: int, data_repo: str, sha256: Callable[[str], str | None]) -> None:
-    """Raise UserError unless the record in `folder` is of this seed and `sha256` finds its files in `data_repo`."""
+    """Raise UserError unless the record in `folder` has this seed and `sha256` confirms its files in `data_repo`."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recorded_seed, hashes = record["seed"], record["files"]

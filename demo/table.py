@@ -1,8 +1,8 @@
 """Print and plot what each checkpoint of the demo scores: `python -m demo.table --data_repo demo-data`.
 
 Reads M{k}/eval/{sft,dpo}.json as 06_evaluate writes them. Writes a PNG beside the data repository, or a PNG or SVG to
---plot (docs/images/learning.svg is one). From a server the evaluations are fetched first, and the PNG goes to the
-working folder.
+--plot (such as docs/images/learning.svg). Evaluations on a server are fetched first, and the PNG goes to the working
+folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LABELS = {
     "accuracy": "right answers",
     "form": "answers of the right form",
 }
-GREY = "#737b86"  # legible on a white page and on a dark one
+GREY = "#737b86"  # legible on a white page and on a dark page
 STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
     "savefig.transparent": True,
@@ -35,9 +35,9 @@ STYLE = {
 
 
 def read_evaluations(folder: Path, data_repo: str = "") -> list[tuple[str, dict[str, Any]]]:
-    """(checkpoint, measurements) of every evaluated checkpoint in `folder`, in the order in which they were trained.
-    Errors name `data_repo`, where that is another."""
-    found = []
+    """(checkpoint, measurements) of every evaluated checkpoint in `folder`, in training order. Errors name `data_repo`
+    if given."""
+    evaluated = []
     for path in folder.glob("M*/eval/*.json"):
         name = path.relative_to(folder).as_posix()
         match = re.fullmatch(r"M(\d+)/eval/(sft|dpo)\.json", name)
@@ -48,19 +48,19 @@ def read_evaluations(folder: Path, data_repo: str = "") -> list[tuple[str, dict[
                     f"{data_repo or folder}/{name} has no figures of demo.world:verify; evaluate with --verifier "
                     "demo.world:verify"
                 )
-            found.append(((int(match[1]), match[2] == "dpo"), f"M{match[1]}/{match[2]}", measured))
-    if not found:
+            evaluated.append(((int(match[1]), match[2] == "dpo"), f"M{match[1]}/{match[2]}", measured))
+    if not evaluated:
         raise UserError(f"no M*/eval/*.json in {data_repo or folder}; run the loop first (make demo)")
-    return [(name, measured) for _, name, measured in sorted(found, key=lambda entry: entry[0])]
+    return [(name, measured) for _, name, measured in sorted(evaluated, key=lambda entry: entry[0])]
 
 
 def paper_name(number: int, checkpoint: str) -> str:
-    """The paper calls the SFT model of the first iteration M1 and numbers on from there."""
+    """The paper's name: M1 is the SFT model of the first iteration, and later models count from there."""
     return f"M{number + 1}" if checkpoint in ("M0/sft", *(f"M{k}/dpo" for k in range(number))) else ""
 
 
 def table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
-    """One line a checkpoint: each measure with its standard error, and the judge against the truth."""
+    """One line per checkpoint: each measure with its standard error, and the judge against the truth."""
     lines = [
         "checkpoint  paper  reward (of 5)   without form (of 4)  accuracy        form            "
         "judge: r      equal   agrees with ranks"
@@ -77,7 +77,7 @@ def table(evaluations: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def change(evaluations: list[tuple[str, dict[str, Any]]], key: str = "reward") -> tuple[float, float]:
-    """Last minus first checkpoint, and that difference in standard errors (the two samples taken as independent)."""
+    """Last minus first checkpoint, and that difference in standard errors (as of independent samples)."""
     first, last = (evaluations[i][1]["verifier"][key] for i in (0, -1))
     difference = last["mean"] - first["mean"]
     error = (first["se"] ** 2 + last["se"] ** 2) ** 0.5

@@ -1,7 +1,7 @@
-"""A small world whose tasks a program can check: eight things to do with a list of words, in two phrasings each.
+"""A small world whose tasks a program can check: eight operations on a list of words, each in two phrasings.
 
-`verify` measures; the seed data is made from the rest. Neither the stages nor anything that trains a model imports
-this module: what a stage learns about the world it learns from the seed data and from the model's own judgements.
+`verify` measures; the rest makes the seed data. Neither the stages nor any training code imports this module: they know
+the world only from the seed data and from the model's own judgements.
 """
 
 import random
@@ -36,7 +36,7 @@ SHORTEST, LONGEST = 3, 5  # words in a list of the data; a task with 2 to 8 can 
 
 
 def parse_task(prompt: str) -> tuple[str, list[str]] | None:
-    """The operation and the list that `prompt` asks for, or None where it is no task of this world."""
+    """The operation and the list that `prompt` asks for, or None if it is not a task of this world."""
     phrase, colon, rest = prompt.partition(" : ")
     words = rest.split()
     if not colon or phrase.strip() not in PHRASES or not 2 <= len(words) <= 8 or not set(words) <= set(WORDS):
@@ -87,7 +87,7 @@ def read_response(response: str) -> tuple[list[str], bool]:
 
 
 def points(prompt: str, response: str) -> dict[str, bool]:
-    """The five additive points of a response. Raises ValueError where the prompt is no task of this world.
+    """The five additive points of a response. Raises ValueError if the prompt is not a task of this world.
 
     relevant: only words of the list or of the correct answer; length: as many words as the correct answer;
     half: at least half of the words are right and in place; correct: the correct answer; form: the wanted form.
@@ -108,7 +108,7 @@ def points(prompt: str, response: str) -> dict[str, bool]:
 def verify(prompt: str, response: str) -> dict[str, float]:
     """Measure a response: reward 0..5 (the points), reward_without_form 0..4, accuracy and form 0 or 1.
 
-    Raises ValueError where the prompt is no task of this world: there is nothing to check the response against.
+    Raises ValueError if the prompt is not a task of this world, so that the response cannot be checked.
     """
     got = points(prompt, response)
     return {
@@ -122,8 +122,8 @@ def verify(prompt: str, response: str) -> dict[str, float]:
 def judgement(prompt: str, response: str) -> str:
     """A worked judgement: the expected and the given words side by side, five verdicts, and the score.
 
-    The working is what makes the score learnable: a model of this size that writes the verdicts at once agrees with
-    the truth at r = .6, with the words side by side at r = .95.
+    The working makes the score learnable: if a model of this size writes only the verdicts, it agrees with the truth at
+    r = .6; with the words side by side at r = .95.
     """
     got = points(prompt, response)
     expected, given = solve(*_task(prompt)), read_response(response)[0]
@@ -152,7 +152,7 @@ def make_task(rng: random.Random) -> str:
 
 
 def corrupt(rng: random.Random, prompt: str) -> list[str]:
-    """An answer with one to three mistakes such as a careless person makes (it may, rarely, come out correct)."""
+    """An answer with one to three careless mistakes (rarely, it is still correct)."""
     operation, words = _task(prompt)
     answer = solve(operation, words)
     if operation == "count":

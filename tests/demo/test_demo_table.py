@@ -25,9 +25,9 @@ def write(data, **rewards):
 
 def test_checkpoints_are_listed_in_training_order_with_paper_names(tmp_path):
     write(tmp_path, M1_dpo=4.2, M0_dpo=4.1, M0_sft=4.0)
-    found = table.read_evaluations(tmp_path)
-    assert [name for name, _ in found] == ["M0/sft", "M0/dpo", "M1/dpo"]
-    rows = table.table(found).splitlines()[1:]
+    evaluated = table.read_evaluations(tmp_path)
+    assert [name for name, _ in evaluated] == ["M0/sft", "M0/dpo", "M1/dpo"]
+    rows = table.table(evaluated).splitlines()[1:]
     assert [row.split()[:3] for row in rows] == [
         ["M0/sft", "M1", "4.000"],
         ["M0/dpo", "M2", "4.100"],
@@ -40,9 +40,9 @@ def test_checkpoints_are_listed_in_training_order_with_paper_names(tmp_path):
 )
 def test_conclusion_follows_from_the_figures(tmp_path, last, said):
     write(tmp_path, M0_sft=4.0, M0_dpo=last)
-    found = table.read_evaluations(tmp_path)
-    assert table.change(found)[1] == pytest.approx((last - 4.0) / (2 * 0.03**2) ** 0.5)
-    assert said in table.conclusion(found)
+    evaluated = table.read_evaluations(tmp_path)
+    assert table.change(evaluated)[1] == pytest.approx((last - 4.0) / (2 * 0.03**2) ** 0.5)
+    assert said in table.conclusion(evaluated)
 
 
 def test_plot_is_written_beside_the_data_repository(tmp_path, monkeypatch, capsys):

@@ -20,10 +20,10 @@ def test_a_verifier_may_return_a_number_or_several():
 
 
 def test_verifier_comparison_uses_readable_judgements_only():
-    found = evaluation.judge_against_verifier([judged(1.0), judged(None), judged(3.4), judged(5.0)], [1, 5, 3, 2])
-    assert found["verifier_n"] == 3
-    assert found["verifier_exact"] == pytest.approx(2 / 3)
-    assert found["verifier_correlation"] == pytest.approx(0.596, abs=1e-3)
+    measures = evaluation.judge_against_verifier([judged(1.0), judged(None), judged(3.4), judged(5.0)], [1, 5, 3, 2])
+    assert measures["verifier_n"] == 3
+    assert measures["verifier_exact"] == pytest.approx(2 / 3)
+    assert measures["verifier_correlation"] == pytest.approx(0.596, abs=1e-3)
     assert evaluation.parse_rate([judged(1.0), judged(None)]) == 0.5
     assert evaluation.judge_against_verifier([judged(None)], [1.0])["verifier_exact"] is None
 
@@ -31,8 +31,8 @@ def test_verifier_comparison_uses_readable_judgements_only():
 def test_ranked_responses_get_their_own_judgements():
     good, fair, bad = (RankedResponse(text, rank) for text, rank in (("good", 0.0), ("fair", 0.5), ("bad", 1.0)))
     groups = [Ranked("p", [good, bad]), Ranked("q", [bad, good, fair])]
-    found = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
-    assert found["pairwise_accuracy"] == 1.0 and found["pairs"] == 4 and found["five_best"] == 1.0
+    measures = evaluation.judge_against_ranks([judged(s) for s in (5.0, 1.0, 0.0, 5.0, 3.0)], groups, 5)
+    assert measures["pairwise_accuracy"] == 1.0 and measures["pairs"] == 4 and measures["five_best"] == 1.0
 
 
 def test_answers_and_ranked_responses_are_measured_separately():

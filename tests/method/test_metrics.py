@@ -8,36 +8,36 @@ from self_reward.method.metrics import correlation, judge_agreement, length_stat
 
 
 def test_agreeing_judge():
-    found = judge_agreement([([5, 3, 1], [0, 1, 2]), ([2, 5], [1, 0])])
+    stats = judge_agreement([([5, 3, 1], [0, 1, 2]), ([2, 5], [1, 0])])
     for name in ("pairwise_accuracy", "five_best", "exact_match", "spearman", "kendall"):
-        assert found[name] == pytest.approx(1)
-    assert (found["pairs"], found["fives"], found["groups"], found["responses"], found["unparsed"]) == (4, 2, 2, 5, 0)
+        assert stats[name] == pytest.approx(1)
+    assert (stats["pairs"], stats["fives"], stats["groups"], stats["responses"], stats["unparsed"]) == (4, 2, 2, 5, 0)
 
 
 def test_agreement_computed_by_hand():
     # ranks 0 1 2; scores 4 5 1: pair (0,1) wrong, the other two right; the only 5 is not the best; tau (2 - 1) / 3;
     # rho 0.5
-    found = judge_agreement([([4, 5, 1], [0, 1, 2])])
-    assert found["pairwise_accuracy"] == pytest.approx(2 / 3)
-    assert found["exact_match"] == 0 and found["five_best"] == 0
-    assert found["spearman"] == pytest.approx(0.5) and found["kendall"] == pytest.approx(1 / 3)
+    stats = judge_agreement([([4, 5, 1], [0, 1, 2])])
+    assert stats["pairwise_accuracy"] == pytest.approx(2 / 3)
+    assert stats["exact_match"] == 0 and stats["five_best"] == 0
+    assert stats["spearman"] == pytest.approx(0.5) and stats["kendall"] == pytest.approx(1 / 3)
 
 
 def test_a_tie_of_the_judge_is_not_agreement():
-    found = judge_agreement([([5, 5], [0, 1])])
-    assert found["pairwise_accuracy"] == 0 and found["tie_rate"] == 1 and found["exact_match"] == 0
-    assert found["five_best"] == 0.5 and found["spearman"] == found["kendall"] == 0
+    stats = judge_agreement([([5, 5], [0, 1])])
+    assert stats["pairwise_accuracy"] == 0 and stats["tie_rate"] == 1 and stats["exact_match"] == 0
+    assert stats["five_best"] == 0.5 and stats["spearman"] == stats["kendall"] == 0
 
 
 def test_equal_ranks_are_not_a_pair():
-    found = judge_agreement([([3, 1, 2], [0, 1, 1])])
-    assert found["pairs"] == 2 and found["pairwise_accuracy"] == 1 and found["exact_match"] == 1
+    stats = judge_agreement([([3, 1, 2], [0, 1, 1])])
+    assert stats["pairs"] == 2 and stats["pairwise_accuracy"] == 1 and stats["exact_match"] == 1
     assert judge_agreement([([3, 1], [1, 1])])["groups"] == 0
 
 
 def test_b14_unreadable_is_counted_and_left_out():
-    found = judge_agreement([([4, None, 1], [0, 1, 2]), ([None, 5], [0, 1])])
-    assert found["pairs"] == 1 and found["pairwise_accuracy"] == 1 and found["unparsed"] == 2 and found["groups"] == 1
+    stats = judge_agreement([([4, None, 1], [0, 1, 2]), ([None, 5], [0, 1])])
+    assert stats["pairs"] == 1 and stats["pairwise_accuracy"] == 1 and stats["unparsed"] == 2 and stats["groups"] == 1
     nothing = judge_agreement([([None], [0])])
     assert nothing["pairwise_accuracy"] is None and nothing["five_best"] is None and nothing["unparsed"] == 1
     with pytest.raises(ValueError):
@@ -62,10 +62,10 @@ def test_correlations_equal_their_formulas():
         x, y = [rng.randint(0, 3) for _ in range(n)], [rng.randint(0, 5) for _ in range(n)]
         if len(set(x)) > 1 and len(set(y)) > 1:
             assert correlation(x, y) == pytest.approx(statistics.correlation(x, y), abs=1e-12)
-            found = judge_agreement([(x, [-rank for rank in y])])
+            stats = judge_agreement([(x, [-rank for rank in y])])
             expected = statistics.correlation(mean_ranks(x), mean_ranks(y))
-            assert found["spearman"] == pytest.approx(expected, abs=1e-12)
-            assert found["kendall"] == pytest.approx(tau_b(x, y), abs=1e-12)
+            assert stats["spearman"] == pytest.approx(expected, abs=1e-12)
+            assert stats["kendall"] == pytest.approx(tau_b(x, y), abs=1e-12)
 
 
 def test_correlation_of_nothing_is_none():

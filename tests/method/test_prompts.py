@@ -101,10 +101,10 @@ def test_b2_seed_prompts_are_not_parsed():
     seeds = ["Write a haiku about rain.", "Sort the list of cities."]
     request = few_shot_prompt(texts.builtin("prompt_template", "few_shot"), seeds)
     completion = "Task 3: Explain tides to a child.\nTask 4: Write a haiku about rain."
-    found = parse_prompts(completion)
-    assert not any(line in found for line in request.splitlines())
+    tasks = parse_prompts(completion)
+    assert not any(line in tasks for line in request.splitlines())
     keep = PromptFilter(seeds, SIMILARITY)
-    assert [p for p, reason in zip(found, keep.take(found), strict=True) if not reason] == ["Explain tides to a child."]
+    assert [p for p, reason in zip(tasks, keep.take(tasks), strict=True) if not reason] == ["Explain tides to a child."]
 
 
 def test_b4_nothing_is_cut_at_a_marker():

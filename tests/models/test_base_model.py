@@ -123,20 +123,20 @@ def test_missing_weights_are_not_initialised_randomly(model, change, said):
 
 def test_broken_repository_model_is_reported_and_not_cached(model, tmp_path):
     (model / "tokenizer.json").unlink()
-    found = resolve("oxen:models/base", read_repository=lambda path: "hash")
+    resolved = resolve("oxen:models/base", read_repository=lambda path: "hash")
 
     def pull(path, to):
         for file in model.iterdir():
             (to / file.name).write_bytes(file.read_bytes())
 
     with pytest.raises(UserError, match="^models/base: no tokenizer"):
-        base_model.fetch(found, trust_remote_code=False, cache_dir=tmp_path / "cache", pull=pull)
+        base_model.fetch(resolved, trust_remote_code=False, cache_dir=tmp_path / "cache", pull=pull)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_model_of_the_data_repository_is_copied_once(model, tmp_path):
-    found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
-    assert found.id == "oxen:models/base:hash-of-models/base"
+    resolved = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
+    assert resolved.id == "oxen:models/base:hash-of-models/base"
     pulled = []
 
     def pull(path, to):
@@ -145,7 +145,7 @@ def test_model_of_the_data_repository_is_copied_once(model, tmp_path):
             (to / file.name).write_bytes(file.read_bytes())
 
     for _ in range(2):
-        folder = base_model.fetch(found, trust_remote_code=False, cache_dir=tmp_path / "cache", pull=pull)
+        folder = base_model.fetch(resolved, trust_remote_code=False, cache_dir=tmp_path / "cache", pull=pull)
     assert pulled == ["models/base"]
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(UserError):
@@ -153,7 +153,7 @@ def test_model_of_the_data_repository_is_copied_once(model, tmp_path):
 
 
 def test_oxen_copy_interrupted_by_a_kill_is_replaced(model, tmp_path):
-    found = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
+    resolved = resolve("oxen:models/base", read_repository=lambda path: f"hash-of-{path}")
     program = f"""
 import os
 from pathlib import Path
@@ -163,13 +163,13 @@ def pull(path, to):
     (to / "half").touch()
     os.kill(os.getpid(), 9)
 
-base_model.fetch(base_model.{found!r}, trust_remote_code=False, cache_dir=Path({str(tmp_path)!r}), pull=pull)
+base_model.fetch(base_model.{resolved!r}, trust_remote_code=False, cache_dir=Path({str(tmp_path)!r}), pull=pull)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     (half,) = tmp_path.rglob("half")
     shutil.copytree(half.parent, half.parent.with_name(half.parent.name.lstrip(".")))  # as older versions named it
     folder = base_model.fetch(
-        found,
+        resolved,
         trust_remote_code=False,
         cache_dir=tmp_path,
         pull=lambda path, to: shutil.copytree(model, to, dirs_exist_ok=True),
@@ -244,6 +244,6 @@ def test_unreachable_hub_uses_the_local_cache(hub, monkeypatch, model):
     (cache / "snapshots").mkdir()
     model.rename(cache / "snapshots" / COMMIT)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    found = resolve("me/good")
-    assert found.id == f"me/good@{COMMIT}" == resolve(f"me/good@{COMMIT}").id
-    assert base_model.fetch(found, trust_remote_code=False, cache_dir=hub) == cache / "snapshots" / COMMIT
+    resolved = resolve("me/good")
+    assert resolved.id == f"me/good@{COMMIT}" == resolve(f"me/good@{COMMIT}").id
+    assert base_model.fetch(resolved, trust_remote_code=False, cache_dir=hub) == cache / "snapshots" / COMMIT

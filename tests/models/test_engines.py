@@ -84,8 +84,8 @@ def test_resolve_engine_is_torch_free_and_names_problems():
         "import sys; from self_reward.models import engines; "
         "print(engines.resolve_engine('auto'), 'torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert found[0] in ("vllm", "transformers") and found[1] == "False"
+    sampled = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert sampled[0] in ("vllm", "transformers") and sampled[1] == "False"
     with pytest.raises(ValidationError, match="'auto', 'vllm' or 'transformers'"):
         Engine(sampler="vlm")
 
@@ -119,13 +119,13 @@ def generate(hf, prompts, **settings):
 
 def test_greedy_equals_generate(hf, stops):
     prompts = prompts_of(17)
-    found = sample(hf, prompts, stops=stops)
+    sampled = sample(hf, prompts, stops=stops)
     for index, prompt in enumerate(prompts):
         expected = generate(hf, [prompt], do_sample=False, max_new_tokens=24, eos_token_id=stops)[0]
-        answer = found[index][0]
+        answer = sampled[index][0]
         assert answer.finish_reason == ("stop" if expected[-1] in stops else "length")
         assert answer.token_ids == [token for token in expected if token not in stops]
-    assert {answers[0].finish_reason for answers in found.values()} == {"stop", "length"}  # both were tried
+    assert {answers[0].finish_reason for answers in sampled.values()} == {"stop", "length"}  # both were tried
 
 
 def test_b4_text_is_the_decoded_tokens_without_the_stop_token(hf, stops):
@@ -139,9 +139,9 @@ def test_b4_text_is_the_decoded_tokens_without_the_stop_token(hf, stops):
 
 
 def test_max_tokens_and_model_length_end_an_answer(hf):
-    found = sample(hf, [*TIGHT, [7] * 4], stops=[], n=2, max_tokens=9, temperature=1.0)
-    assert [[len(a.token_ids) for a in found[i]] for i in range(4)] == [[5, 5], [0, 0], [0, 0], [9, 9]]
-    assert found[1] == [Sample("", [], "length")] * 2
+    sampled = sample(hf, [*TIGHT, [7] * 4], stops=[], n=2, max_tokens=9, temperature=1.0)
+    assert [[len(a.token_ids) for a in sampled[i]] for i in range(4)] == [[5, 5], [0, 0], [0, 0], [9, 9]]
+    assert sampled[1] == [Sample("", [], "length")] * 2
 
 
 def test_samples_of_a_prompt_differ_and_repeat_with_the_seed(hf):
@@ -231,9 +231,9 @@ def test_pick_draws_the_exact_distribution(temperature, top_p):
     expected = torch.tensor([weights[t] / mass if t in kept else 0.0 for t in range(6)])
     draws = 100_000
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0))
-    found = own.pick(logits.expand(draws, 6), sampling(temperature, top_p), uniform).bincount(minlength=6) / draws
-    assert (found[expected == 0] == 0).all()
-    assert (found - expected).abs().max() < 4.5 * (0.25 / draws) ** 0.5
+    sampled = own.pick(logits.expand(draws, 6), sampling(temperature, top_p), uniform).bincount(minlength=6) / draws
+    assert (sampled[expected == 0] == 0).all()
+    assert (sampled - expected).abs().max() < 4.5 * (0.25 / draws) ** 0.5
 
 
 def test_pick_at_the_edges_never_takes_an_impossible_token():
@@ -247,8 +247,8 @@ def test_first_tokens_follow_the_model(hf):
     prompt = prompts_of(1)[0]
     expected = (hf.model(torch.tensor([prompt])).logits[0, -1].detach() / 0.7).softmax(-1)
     draws = 4000
-    found = sample(hf, [prompt] * 4, n=draws // 4, temperature=0.7, max_tokens=1, stops=[])
-    tokens = torch.tensor([a.token_ids[0] for answers in found.values() for a in answers])
+    sampled = sample(hf, [prompt] * 4, n=draws // 4, temperature=0.7, max_tokens=1, stops=[])
+    tokens = torch.tensor([a.token_ids[0] for answers in sampled.values() for a in answers])
     shares = tokens.bincount(minlength=len(expected)) / draws
     assert ((shares - expected) / (expected * (1 - expected) / draws).sqrt()).abs().max() < 5
 
@@ -277,8 +277,8 @@ if __name__ == "__main__":
         return outputs
     sampler.llm.step = watch
     def run(prompts=t.prompts_of(17), **changes):
-        found = t.sample(sampler, prompts, **{"top_p": 0.9, **changes})
-        return {i: [dataclasses.asdict(a) for a in answers] for i, answers in found.items()}
+        sampled = t.sample(sampler, prompts, **{"top_p": 0.9, **changes})
+        return {i: [dataclasses.asdict(a) for a in answers] for i, answers in sampled.items()}
     from vllm import envs
     answer = {"greedy": run(), "received": sorted(received), "compiles_kernels": envs.VLLM_USE_FLASHINFER_SAMPLER}
     answer["stopped"] = run(stops=request["stops"])
@@ -319,8 +319,8 @@ def vllm(tmp_path_factory, stops):
     return json.loads((folder / "answer.json").read_text())
 
 
-def as_json(found: dict[int, list[Sample]]) -> dict[str, list[dict]]:
-    return {str(index): [dataclasses.asdict(a) for a in answers] for index, answers in found.items()}
+def as_json(sampled: dict[int, list[Sample]]) -> dict[str, list[dict]]:
+    return {str(index): [dataclasses.asdict(a) for a in answers] for index, answers in sampled.items()}
 
 
 @needs_vllm
@@ -333,7 +333,7 @@ def test_vllm_gets_the_same_tokens_and_gives_the_same_answers(vllm, hf, greedy, 
 
 @needs_vllm
 def test_vllm_samples(vllm, hf, stops):
-    answers = [a for found in vllm["sampled"].values() for a in found]
+    answers = [a for sampled in vllm["sampled"].values() for a in sampled]
     assert len(vllm["sampled"]) == 17 and len(answers) == 17 * 3
     assert {a["finish_reason"] for a in answers} == {"stop", "length"}
     for a in answers:
@@ -353,7 +353,7 @@ def test_vllm_needs_no_cuda_compiler_for_top_p(vllm):
 @needs_vllm
 def test_vllm_treats_long_prompts_as_transformers_does(vllm, hf):
     assert vllm["tight"] == as_json(sample(hf, TIGHT))
-    assert [len(found[0]["token_ids"]) for _, found in sorted(vllm["tight"].items())] == [5, 0, 0]
+    assert [len(sampled[0]["token_ids"]) for _, sampled in sorted(vllm["tight"].items())] == [5, 0, 0]
 
 
 @needs_vllm

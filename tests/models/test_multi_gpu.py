@@ -312,9 +312,9 @@ def test_checkpoint_of_another_number_of_gpus_is_removed(tmp_path, caplog):
         if sharded:
             (folder / "pytorch_model_fsdp.bin").touch()
     (tmp_path / "checkpoint-12").mkdir()
-    found = trainers.last_checkpoint(tmp_path, sharded=True)
-    assert found == tmp_path / "checkpoint-6"
-    assert sorted(tmp_path.iterdir()) == [found]
+    newest = trainers.last_checkpoint(tmp_path, sharded=True)
+    assert newest == tmp_path / "checkpoint-6"
+    assert sorted(tmp_path.iterdir()) == [newest]
     assert "checkpoint-3 was written with a different number of GPUs and cannot be resumed" in caplog.text
     assert trainers.last_checkpoint(tmp_path, sharded=False) is None
 

@@ -71,9 +71,9 @@ def test_shards_are_disjoint_and_together_the_undivided_run(tmp_path, tiny_model
 
 def test_order_text_and_progress(tmp_path):
     seen: list[tuple[int, int]] = []
-    found = generate(Counting(), tmp_path, PROMPTS[:5], progress=lambda done, total, what: seen.append((done, total)))
-    assert [answers[0].text for answers in found] == [f"{i} é\n" for i in range(5)]
-    assert [answers[1].token_ids for answers in found] == PROMPTS[:5]
+    result = generate(Counting(), tmp_path, PROMPTS[:5], progress=lambda done, total, what: seen.append((done, total)))
+    assert [answers[0].text for answers in result] == [f"{i} é\n" for i in range(5)]
+    assert [answers[1].token_ids for answers in result] == PROMPTS[:5]
     assert seen == [(done, 5) for done in range(6)]
 
 
@@ -106,9 +106,9 @@ def test_zeros_after_a_machine_crash_are_cut(tmp_path):
 def test_partial_file_of_another_request_is_not_used(tmp_path, change):
     generate(Counting(), tmp_path)
     sampler = Counting()
-    found = generate(sampler, tmp_path, **change)
+    result = generate(sampler, tmp_path, **change)
     assert sampler.skipped == [set()]
-    assert all(len(answers) == change.get("n", 2) for answers in found)
+    assert all(len(answers) == change.get("n", 2) for answers in result)
 
 
 def test_partial_file_of_other_prompts_is_not_used(tmp_path):
@@ -177,12 +177,12 @@ TEXTS = [" ".join(NAMES[(i * j) % 8] for j in range(1 + i % 5)) for i in range(1
 def test_policy_asks_with_chat_tokens_and_answers_in_order(tmp_path, engine):
     seen: list[tuple[int, int]] = []
     job = Job(tmp_path / "job", 5, lambda done, total, what: seen.append((done, total)))
-    found = Policy(engine, engine.tokenizer, job).ask(TEXTS, SAMPLING, n=2)
+    result = Policy(engine, engine.tokenizer, job).ask(TEXTS, SAMPLING, n=2)
     prompts = [chat.prompt_ids(engine.tokenizer, text) for text in TEXTS]
     stops = chat.stop_token_ids(engine.tokenizer)
     assert stops == [3]
     expected = generate(engine, tmp_path / "expected", prompts, stops=stops, seed=5)
-    assert found == expected and len({samples[0].text for samples in found}) > 6
+    assert result == expected and len({samples[0].text for samples in result}) > 6
     assert seen == [(0, 12), *[(done, 12) for done in range(1, 13)]]
     assert (tmp_path / "job/samples.jsonl").read_bytes() == (tmp_path / "expected/samples.jsonl").read_bytes()
 
@@ -226,9 +226,9 @@ def test_choice_logprobs_continue_the_given_answer(tmp_path, engine):
 
     digits = list("012345")
     begun = [(text, f"{text} score : ") for text in TEXTS]
-    found = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(begun, digits)
+    result = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(begun, digits)
     ids = engine.tokenizer.convert_tokens_to_ids(digits)
-    for (question, answer), row in zip(begun, found, strict=True):
+    for (question, answer), row in zip(begun, result, strict=True):
         asked = chat.prompt_ids(engine.tokenizer, question)
         asked += engine.tokenizer(answer, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
@@ -240,10 +240,10 @@ def test_choice_logprobs_continue_the_given_answer(tmp_path, engine):
 def test_choice_logprobs_are_none_at_the_models_length(tmp_path, engine):
     """256 tokens: <s>, <|user|>, question, <|assistant|>, answer, and the choice itself."""
     texts = [" ".join(["ant"] * count) for count in (251, 252, 253)]
-    found = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(
+    result = Policy(engine, engine.tokenizer, Job(tmp_path, 0)).choice_logprobs(
         [(text, "score ") for text in texts] + [("ant", "score ")], ["1", "2"]
     )
-    assert [row is None for row in found] == [False, True, True, False]
+    assert [row is None for row in result] == [False, True, True, False]
 
 
 def bpe(texts):
