@@ -1,4 +1,4 @@
-"""Dedupe of a million prompts: time, memory, and what it finds of what ROUGE-L over all pairs finds.
+"""Deduplication of a million prompts: time, memory, and recall against ROUGE-L over all pairs.
 
 Every prompt goes through the filter of 01_gen_prompts. Then `--sample` of them are compared by brute force with every
 prompt that was accepted before them. Run: make bench-data

@@ -1,4 +1,4 @@
-"""04_gen_preferences on a million prompts of four responses: time and memory of the real stage, as it is run.
+"""04_gen_preferences on a million prompts of four responses: time and memory of the real stage program.
 
 Input: M0/generated/scores.jsonl as 03 writes it, with responses of 400 characters and three judgements each, committed
 before. What is measured is the whole program: the file is pulled and checked, pairs are made, the result is committed.
@@ -66,7 +66,7 @@ def rows(count: int, seed: int) -> Iterator[Score]:
     rng = random.Random(seed)
     text = " ".join(prompts.make(20_000, seed))
     for number, prompt in enumerate(prompts.make(count, seed)):
-        prompt = f"{prompt} {number}"  # no two are the same
+        prompt = f"{prompt} {number}"  # all differ
         identity = prompt_id(prompt)
         for i in range(RESPONSES):
             at = rng.randrange(len(text) - CHARACTERS)
@@ -95,7 +95,7 @@ def measure(command: list[str]) -> tuple[float, float, int, str]:
             own = psutil.Process(running.pid)
             peak = max(peak, sum(process.memory_info().rss for process in [own, *own.children(recursive=True)]))
         except psutil.NoSuchProcess:
-            pass  # one of them ended meanwhile
+            pass  # a process has ended meanwhile
         time.sleep(0.05)
     shown = running.communicate()[0]
     if running.returncode:

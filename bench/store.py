@@ -146,7 +146,7 @@ def _cpu() -> float:
 
 
 def one(who: str, operation: str, folder: Path, where: str) -> dict[str, float]:
-    """Run one measurement in a process of its own. `where`: the data repository."""
+    """Run one measurement in a separate process. `where`: the data repository."""
     command = [sys.executable, "-m", "bench.store", "--one", who, operation, where, "--folder", str(folder)]
     environment = {**os.environ, "OXEN_CONFIG_DIR": str(folder / "config"), "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -198,7 +198,7 @@ def compare(folder: Path, size_gb: float, rounds: int, shapes: list[str], server
                 write_files(folder / "source", int(shape), round(size_gb * 1000) * 1000 * 1000)
                 with repository(folder / who, server, peaks, who) as where:
                     for operation in operations:
-                        os.sync()  # none pays for what another has written
+                        os.sync()  # so that no run pays for another's writes
                         found.setdefault((who, operation), []).append(one(who, operation, folder, where))
                 shutil.rmtree(folder / who, ignore_errors=True)
         for operation in operations:
@@ -217,7 +217,7 @@ def compare(folder: Path, size_gb: float, rounds: int, shapes: list[str], server
 
 @contextlib.contextmanager
 def repository(folder: Path, server: bool, peaks: dict[str, float], who: str) -> Iterator[str]:
-    """A data repository that is not there yet; a server's largest memory is noted in `peaks`."""
+    """A new data repository; a server's peak memory is noted in `peaks`."""
     if not server:
         yield str(folder / "data")
         return

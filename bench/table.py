@@ -1,4 +1,4 @@
-"""A table of what was measured, with the machine it was measured on."""
+"""A table of measurements, with the machine that they were made on."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def show(title: str, rows: dict[str, str]) -> None:
-    """Print `rows`, a figure each."""
+    """Print `rows`, one figure per row."""
     machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
     shown = Table(title=title, caption=machine, show_header=False, title_justify="left", caption_justify="left")
     for name, value in rows.items():

@@ -26,7 +26,7 @@ def check(data: bytes) -> None:
         invariants.partial_bytes(path, b"".join(PIECES[byte % len(PIECES)] for byte in rest))
     elif kind % 4 == 2:
         invariants.partial_bytes(path, invariants.HEADER + b"".join(PIECES[byte % len(PIECES)] for byte in rest))
-    else:  # rubbish that is no row: no line of it is JSON, nor ends a row with other samples
+    else:  # garbage that is not a row: no line of it is JSON, nor completes a row with other samples
         invariants.partial_file(path, ROWS, kind, rest.translate(bytes.maketrans(b"{[]", b"\0\0\0")))
 
 

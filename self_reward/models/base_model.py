@@ -107,8 +107,8 @@ def _pull(source: str, folder: Path, pull: Callable[[str, Path], object], trust_
 
 
 def folder_problems(folder: Path, *, trust_remote_code: bool, elsewhere: Collection[str] = ()) -> list[str]:
-    """Everything that keeps `folder` from being a model that loads without running code of its own. `elsewhere`: names
-    of further files of the model, which are not in `folder` and are not checked."""
+    """Everything that keeps `folder` from being a model that loads without running the model's own code. `elsewhere`:
+    names of further files of the model, which are not in `folder` and are not checked."""
     if folder.exists() and not folder.is_dir():
         return [f"{folder}: a file; expected the folder of a model, with config.json, *.safetensors and a tokenizer"]
     if not folder.is_dir():
