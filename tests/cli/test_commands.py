@@ -88,13 +88,13 @@ def test_help_imports_nothing_heavy():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_words_are_the_users_to_change(words, problem):
+def test_wrong_words_are_user_errors(words, problem):
     with pytest.raises(UserError) as caught:
         cli.run(words)
     assert caught.value.problems[0].startswith(problem)
 
 
-def test_words_and_flags_may_be_mixed_and_parameters_keep_their_order_of_sources(tmp_path, monkeypatch):
+def test_words_and_flags_may_be_mixed(tmp_path, monkeypatch):
     (tmp_path / "file.yaml").write_text("branch: of-file\nlock_timeout: 7\nstore_timeout: 7\n")
     monkeypatch.setenv(
         "SELF_REWARD_PARAMETERS", '[{"name": "branch", "value": "b"}, {"name": "data_repo", "value": "/x"}]'
@@ -114,7 +114,7 @@ def test_words_and_flags_may_be_mixed_and_parameters_keep_their_order_of_sources
     assert (given.paths, p.data_repo) == (["a", "b", "c"], "d")
 
 
-def test_a_reader_that_has_seen_enough_is_not_an_error(tmp_path):
+def test_reader_that_closes_the_pipe_is_not_an_error(tmp_path):
     (tmp_path / "data/M0/train").mkdir(parents=True)
     (tmp_path / "data/M0/train/ift.jsonl").write_text("{}\n" * 100_000)
     start(tmp_path, "data ls")

@@ -330,7 +330,7 @@ def test_a_missing_repository_is_created_only_on_request(made, tmp_path, capsys,
     assert "you" in capsys.readouterr().out
 
 
-def test_a_file_that_another_program_wrote_is_not_lost_by_put(tmp_path):
+def test_put_keeps_another_programs_files(tmp_path):
     (tmp_path / "data/M0/train").mkdir(parents=True)
     (tmp_path / "data/M0/train/ift.jsonl").write_text("first\n")
     store = open_store(str(tmp_path / "data"), branch="main", lock_timeout=30, store_timeout=60)

@@ -72,7 +72,7 @@ def test_config_maps_and_limit_ranges_are_checked(place):
     )
 
 
-def test_a_cache_that_two_nodes_cannot_mount_is_noted_for_shards(place):
+def test_cache_that_two_nodes_cannot_mount_is_noted_for_shards(place):
     def notes(modes, **given):
         place.put(f"{INSIDE}/persistentvolumeclaims/self-reward-cache", **claim("Bound", accessModes=modes))
         findings = place.check(**given)
@@ -103,7 +103,7 @@ def test_nodes_are_read_in_pages(place, monkeypatch):
 
 @pytest.mark.parametrize("what", ["nodes", "secrets", "persistentvolumeclaims", "storageclasses", "resourcequotas",
                                   "limitranges", "serviceaccounts", "workflowtemplates"])  # fmt: skip
-def test_what_may_not_be_read_is_noted_and_refuses_nothing(place, what):
+def test_missing_read_permission_is_a_note_not_a_problem(place, what):
     place.answers = [(f"/{what}", 403)]
     findings = place.check()
     (note,) = findings.notes
@@ -111,20 +111,20 @@ def test_what_may_not_be_read_is_noted_and_refuses_nothing(place, what):
 
 
 @pytest.mark.parametrize("name", ["self-reward", "self-reward-stages"])
-def test_a_missing_template(place, name):
+def test_missing_template_is_reported(place, name):
     del place.objects[f"{FLOWS}/{name}"]
     problem = f"WorkflowTemplate {name} is not in namespace ns; install the chart there"
     assert place.check() == Findings([problem])
 
 
 @pytest.mark.parametrize("status", [500, 429, 302])
-def test_a_failing_api_server_is_to_be_tried_again(place, status):
+def test_failing_api_server_means_try_again(place, status):
     place.answers = [("/secrets", status)]
     with pytest.raises(TryAgain, match=f"answers {status} to GET {INSIDE}/secrets"):
         place.check()
 
 
-def test_a_missing_api_server_is_to_be_tried_again():
+def test_missing_api_server_means_try_again():
     with serving(FakeCluster()) as url:
         pass
     connection = api.Api(client.ApiClient(client.Configuration(host=url)))

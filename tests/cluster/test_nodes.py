@@ -56,14 +56,14 @@ def near(*terms, **spec):
         (pod(labels={QUEUE: "q"}), [node("a", unschedulable=True)], "a is cordoned"),
     ],
 )  # fmt: skip
-def test_a_pod_that_no_node_could_run_is_reported_with_what_the_nodes_have(asked, nodes, expected):
+def test_pod_that_fits_no_node_is_reported_with_node_sizes(asked, nodes, expected):
     problems = node_problems([asked, asked], nodes)
     assert len(problems) == (1 if expected else 0)
     if expected:
         assert problems[0].startswith("train: ") and expected in problems[0] and "check_nodes: false" in problems[0]
 
 
-def test_a_node_whose_zone_cannot_mount_a_pods_volume_is_refused():
+def test_node_in_another_zone_than_the_volume_is_refused():
     asked = pod(limits=GPU, volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "cache"}}])
     nodes = [node("a", gpu="8", labels={"zone": "a"}), node("b", labels={"zone": "b"})]
     volume = {"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [term("zone", "In", "b")]}}}}
@@ -73,7 +73,7 @@ def test_a_node_whose_zone_cannot_mount_a_pods_volume_is_refused():
     assert node_problems([asked], nodes, volumes={"cache": {"spec": {}}}) == []
 
 
-def test_equal_pods_share_one_problem_and_a_long_list_of_nodes_is_cut():
+def test_equal_pods_share_a_problem_and_long_lists_are_cut():
     run = [pod("a", limits=GPU), pod("b", limits=GPU), pod("c", limits={"nvidia.com/gpu": "3"})]
     problems = node_problems(run, [node(f"n{i}", gpu="1") for i in range(20)])
     assert [problem.split(":")[0] for problem in problems] == ["a, b", "c"]

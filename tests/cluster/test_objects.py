@@ -6,7 +6,7 @@ from self_reward.cluster.objects import check_claim, key_problems, wanted_config
 from tests.support.kubernetes_objects import claim, pod, storage_class
 
 
-def test_optional_secrets_and_config_maps_are_not_wanted():
+def test_optional_secrets_and_config_maps_are_not_required():
     def variable(kind, name, key, **more):
         return {"name": key, "valueFrom": {kind: {"name": name, "key": key, **more}}}
 
@@ -69,7 +69,7 @@ def test_a_missing_secret_or_key_is_reported():
         (claim(), None, None, None),
     ],
 )
-def test_a_claim_that_will_never_be_bound(existing, classes, problem, note):
+def test_claim_that_will_never_be_bound_is_reported(existing, classes, problem, note):
     findings = check_claim("cache", existing, classes, [pod()])
     for texts, expected in ((findings.problems, problem), (findings.notes, note)):
         assert len(texts) == (1 if expected else 0) and (not expected or expected in texts[0]), findings

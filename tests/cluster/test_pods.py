@@ -9,7 +9,7 @@ from self_reward.cluster.pods import pods_of_run, resources_of
 from tests.support.kubernetes_objects import DEFAULTS, GIB, pod, templates
 
 
-def test_pods_have_the_gpus_claims_and_secrets_that_the_parameters_ask_for():
+def test_pods_have_the_resources_that_the_parameters_ask_for():
     given = {**DEFAULTS, "train_gpus": "4", "generate_gpus": "0", "shards": "2"}
     pods = {pod.name: pod for pod in pods_of_run(templates(), given)}
     assert list(pods) == [
@@ -38,7 +38,7 @@ def pods_of(leaf=None, **shared):
     )
 
 
-def test_a_leafs_settings_win_over_the_shared_ones_as_in_argo():
+def test_leaf_settings_override_shared_ones_as_in_argo():
     shared = {"nodeSelector": {"a": "1"}, "tolerations": [{"key": "t"}], "podPriorityClassName": "low"}
     (pod,) = pods_of(**shared, podMetadata={"labels": {"x": "1", "y": "1"}})
     assert (pod.spec["nodeSelector"], pod.spec["tolerations"]) == ({"a": "1"}, [{"key": "t"}])
@@ -62,7 +62,7 @@ def test_patches_are_filled_with_parameters_and_merged_by_name():
 
 
 @pytest.mark.parametrize("patch", ['{"a": {{= 1 }}}', "just text", '{"containers": [{"name": "main", "x": "{{=1}}"}]}'])
-def test_a_patch_that_only_argo_can_complete_is_left_out(patch):
+def test_patch_that_only_argo_can_complete_is_ignored(patch):
     assert pods_of({"podSpecPatch": patch})[0].name == "one"
 
 
@@ -72,7 +72,7 @@ def test_only_mounted_volumes_count():
     assert list(wanted_claims(run)) == ["claim-b"]
 
 
-def test_requests_default_to_limits_and_to_the_limit_ranges_defaults():
+def test_requests_default_to_limits_and_limit_ranges():
     ranges = [{"spec": {"limits": [{"type": "Container", "default": {"cpu": "2"}, "defaultRequest": {"cpu": "500m"}}]}}]
     assert resources_of(pod(limits={"memory": "1Gi"})) == ({"memory": GIB}, {"memory": GIB})
     assert resources_of(pod(), ranges) == ({"cpu": Decimal("0.5")}, {"cpu": 2})

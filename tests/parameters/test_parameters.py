@@ -34,7 +34,7 @@ def environment(**values):
     return {sources.ENVIRONMENT: json.dumps([{"name": name, "value": value} for name, value in values.items()])}
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_environment(tmp_path):
+def test_flags_override_the_file_which_overrides_the_environment(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("judge_votes: 7\njudge_top_p: 0.5\n")
     given = environment(judge_votes="5", judge_top_p="0.4", judge_temperature="0.3", beta="0.2")
@@ -59,13 +59,13 @@ def test_every_problem_of_every_source_is_reported_at_once(tmp_path):
     assert "--beta is not a parameter of this stage, but of plan, 05_dpo" in text
 
 
-def test_a_name_given_twice_with_two_values_is_refused():
+def test_a_name_with_two_values_is_refused():
     twice = {sources.ENVIRONMENT: '[{"name": "seed", "value": "1"}, {"name": "seed", "value": "2"}]'}
     assert "gives seed twice" in problems_of(environment=twice)[0]
 
 
 @pytest.mark.parametrize("text", ["not json", '{"a": 1}', "{}", '""', "[1]", '[{"value": 1}]'])
-def test_a_broken_environment_is_named(text):
+def test_broken_environment_is_reported(text):
     assert sources.ENVIRONMENT in problems_of(environment={sources.ENVIRONMENT: text})[0]
 
 
@@ -84,14 +84,14 @@ def test_a_broken_environment_is_named(text):
         "[" * 5000,
     ],
 )
-def test_a_broken_parameter_file_is_named(tmp_path, content):
+def test_broken_parameter_file_is_reported(tmp_path, content):
     file = tmp_path / "broken.yaml"
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert "broken.yaml" in problems_of("--parameter_file", str(file))[0]
 
 
-def test_a_name_twice_in_a_parameter_file_is_refused_and_of_two_flags_the_last_counts(tmp_path):
+def test_duplicate_name_in_a_file_is_refused_but_last_flag_counts(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("seed: 1\njudge_votes: 2\nseed: 1\n")
     assert problems_of("--parameter_file", str(file), "--seed", "3", "--seed", "4") == [
@@ -100,12 +100,12 @@ def test_a_name_twice_in_a_parameter_file_is_refused_and_of_two_flags_the_last_c
     assert parse("03_gen_scores", "", ["--seed", "3", "--force", "--seed", "4"], {}).seed == 4
 
 
-def test_contradictions_are_said_beside_values_that_are_bad_alone_but_not_about_them():
+def test_contradictions_are_reported_except_about_invalid_values():
     found = problems_of("--score_min", "7", "--judge_votes", "x", "--judge_temperature", "0")
     assert len(found) == 2 and "judge_votes = 'x'" in found[0] and "score_min = 7 is above score_max = 5" in found[1]
 
 
-def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path):
+def test_other_output_paths_must_be_outside_the_repository(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "data").mkdir()
     found = problems_of(
@@ -128,7 +128,7 @@ def test_what_a_stage_writes_beside_the_repository_must_lie_outside_it(tmp_path)
             assert f"{name} {path!r} is not a path" in problems_of(f"--{name}", path)[0]
 
 
-def test_a_servers_address_is_no_folder_and_a_shard_is_one_of_them(tmp_path):
+def test_server_address_is_not_a_folder_and_shard_is_in_range(tmp_path):
     address = f"oxen+http://localhost:3000/{tmp_path.name}/data"
     argv = ["--data_repo", address, "--cache_dir", str(tmp_path), "--shard", "15/16"]
     p = parse("02_gen_responses", "", argv, {})
@@ -139,7 +139,7 @@ def test_a_servers_address_is_no_folder_and_a_shard_is_one_of_them(tmp_path):
     assert "--shard is not a parameter of this stage" in problems_of("--shard", "0/2", stage="05_dpo")[0]
 
 
-def test_jsons_true_is_no_number_and_a_pattern_is_no_list():
+def test_json_true_is_not_a_number_and_a_pattern_is_not_a_list():
     found = problems_of(environment=environment(judge_votes=True, judge_temperature=False))
     assert {problem.split(" (from")[0] for problem in found} == {"judge_votes = 'true'", "judge_temperature = 'false'"}
     assert parse("03_gen_scores", "", [], environment(judge_forced_score=True)).judge_forced_score is True
@@ -147,14 +147,14 @@ def test_jsons_true_is_no_number_and_a_pattern_is_no_list():
     assert (p.prompt_pattern, p.prompt_keywords) == ("[1]", ["a"])
 
 
-def test_what_help_shows_as_none_can_be_given():
+def test_none_as_shown_by_help_is_accepted():
     p = parse("05_dpo", "", ["--dpo_max_steps", "none", "--base_model", "none"], {})
     assert (p.dpo_max_steps, p.base_model) == (None, None)
     assert parse("04_gen_preferences", "", ["--tie_break", "none"], {}).tie_break == "none"
     assert "seed = 'none'" in problems_of("--seed", "none")[0]
 
 
-def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_read():
+def test_empty_means_none_and_lists_are_json():
     given = environment(prompt_pattern="", max_model_len="null") | {"SEED": "7", "seed": "7"}
     p = parse("01_gen_prompts", "", ["--prompt_keywords", '["a", "b"]'], given)
     assert (p.prompt_pattern, p.max_model_len, p.prompt_keywords, p.seed) == (None, None, ["a", "b"], 0)
@@ -185,11 +185,11 @@ def test_empty_and_null_mean_none_lists_are_json_and_stray_environment_is_not_re
         ("01_gen_prompts", ["--max_bad_rows", "1"], "less than 1"),
     ],
 )  # fmt: skip
-def test_contradictions_and_bounds_are_refused(stage, argv, expected):
+def test_contradictions_and_exceeded_bounds_are_refused(stage, argv, expected):
     assert any(expected in problem for problem in problems_of(*argv, stage=stage))
 
 
-def test_the_key_leaves_out_what_does_not_affect_the_output():
+def test_key_has_only_parameters_that_affect_the_output():
     def key(*argv):
         return key_parameters(sources.parse(STAGES["03_gen_scores"], "", list(argv), {}))
 
@@ -199,14 +199,14 @@ def test_the_key_leaves_out_what_does_not_affect_the_output():
     assert key("--iteration", "1") != key()
 
 
-def test_what_plan_hands_on_is_read_back_equal():
+def test_parameters_that_plan_exports_are_read_back_equal():
     plan = sources.parse(Plan, "", ["--prompt_keywords", '["é"]', "--beta", "0.3", "--prompt_pattern", "a'b"], {})
     text = sources.as_environment(plan, sorted(given(plan)))
     assert sources.parse(Plan, "", [], {sources.ENVIRONMENT: text}) == plan
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_presets_are_valid_for_every_stage_and_hold_nothing_of_one_run(preset):
+def test_presets_are_valid_for_every_stage_and_run(preset):
     content = yaml.safe_load(preset.read_text())
     for stage in STAGES:
         parse(stage, "", ["--parameter_file", str(preset)], {})
@@ -224,7 +224,7 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert (p.sft_finetune, p.dpo_finetune, p.nll_weight, p.score_min, p.score_max) == ("full", "full", 0, 0, 5)
 
 
-def test_every_parameter_has_a_meaning_and_one_definition():
+def test_every_parameter_has_a_description_and_one_definition():
     for name, (_, field) in flat(Plan).items():
         assert field.description, name
         defaults = {repr(flat(kind)[name][1].default) for kind in STAGES.values() if name in flat(kind)}
@@ -247,7 +247,7 @@ def test_help_names_every_flag_with_its_default():
         assert f"--{name}" in shown.stdout
 
 
-def test_what_is_right_on_several_gpus_and_in_a_cluster():
+def test_valid_parameters_on_several_gpus_and_in_a_cluster():
     for gpus in ("0", "1", "2", "4"):
         parse("05_dpo", "", ["--train_gpus", gpus, "--dpo_batch_size", "16"], {})
     argv = ["--in_cluster", "--data_repo", "oxen+http://self-reward-oxen/a/b", "--base_model", "me/model"]
@@ -260,7 +260,7 @@ FLOW = ROOT / "argo/templates/self-reward.yaml"
 VALUES = ROOT / "helm/self-reward/values.schema.json"
 
 
-def test_the_workflow_has_every_parameter_but_those_that_it_sets_itself():
+def test_workflow_has_every_parameter_that_it_does_not_set_itself():
     entries = {entry["name"]: entry for entry in generated.for_argo()}
     own = {*BY_STEP, *BY_TEMPLATE}
     assert set(entries) | own == set(flat(Plan)) and not set(entries) & own
@@ -272,14 +272,14 @@ def test_the_workflow_has_every_parameter_but_those_that_it_sets_itself():
     assert all(isinstance(entry["value"], str) and entry["description"] for entry in entries.values())
 
 
-def test_the_defaults_of_the_workflow_are_those_of_the_programs():
+def test_workflow_and_programs_have_the_same_defaults():
     given = environment(**{entry["name"]: entry["value"] for entry in generated.for_argo()})
     assert parse("plan", "", [], given) == parse("plan", "", [], {})
     address = ["--in_cluster", "--data_repo", "oxen://h/a/b"]  # each default is written as Argo computes with it
     parse("plan", "", address, given)
 
 
-def test_the_block_is_made_between_its_markers_and_nowhere_else():
+def test_only_the_block_between_the_markers_is_regenerated():
     text = f"a: 1\n  {generated.BEGIN}\n  - old\n  {generated.END}\nb: 2\n"
     made = generated.with_argo_block(text)
     assert made == generated.with_argo_block(made) and "- old" not in made
@@ -294,12 +294,12 @@ def test_the_block_is_made_between_its_markers_and_nowhere_else():
 
 @pytest.mark.parametrize(("path", "make"), [(FLOW, generated.with_argo_block), (VALUES, generated.with_schema)],
                          ids=["argo", "helm"])  # fmt: skip
-def test_what_is_generated_is_up_to_date(path, make):
+def test_generated_files_are_up_to_date(path, make):
     assert path.read_text() == make(path.read_text()), f"{path.relative_to(ROOT)}: run make docs"
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_the_schema_takes_presets_and_all_defaults(preset):
+def test_schema_accepts_presets_and_all_defaults(preset):
     jsonschema.Draft7Validator.check_schema(generated.schema())
     jsonschema.validate(yaml.safe_load(preset.read_text()), generated.schema())
     jsonschema.validate({e["name"]: e["value"] for e in generated.for_argo()}, generated.schema())
@@ -342,7 +342,7 @@ def test_flat_names_and_groups_translate_both_ways():
     assert {name: flattened(p)[name] for name in values} == values
 
 
-def test_a_parameter_that_was_added_is_part_of_the_key_only_if_it_is_set():
+def test_added_parameter_is_in_the_key_only_if_not_default():
     def key(*argv):
         return key_parameters(sources.parse(Dpo, "", list(argv), {}))
 

@@ -31,7 +31,7 @@ def test_exit_codes_and_the_termination_log(scored_repo, tmp_path, body, code, s
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_of_the_output_that_has_ended_is_not_a_bug(scored_repo, unbuffered):
+def test_closed_output_pipe_is_not_a_bug(scored_repo, unbuffered):
     process = start(scored_repo, PYTHONUNBUFFERED=unbuffered)
     process.stdout.close()
     err = process.stderr.read()
@@ -40,7 +40,7 @@ def test_a_reader_of_the_output_that_has_ended_is_not_a_bug(scored_repo, unbuffe
 
 
 @pytest.mark.parametrize("busy", ["time.sleep(60)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"])
-def test_sigterm_ends_a_stage_with_143_and_the_next_run_resumes_from_partial_results(scored_repo, tmp_path, busy):
+def test_sigterm_exits_143_and_the_next_run_resumes(scored_repo, tmp_path, busy):
     """The second case is one long call of a C library, in which no Python signal handler runs."""
     body = f"(run.job.folder / 'chunk').write_text('kept'); print('working', flush=True); {busy}"
     process = start(scored_repo, body=body, TERMINATION_LOG=str(tmp_path / "termination"))
@@ -55,7 +55,7 @@ def test_sigterm_ends_a_stage_with_143_and_the_next_run_resumes_from_partial_res
     assert not leftovers(scored_repo)
 
 
-def test_what_kubernetes_shows_of_many_problems_are_the_first_and_of_a_traceback_the_end():
+def test_termination_log_keeps_first_problems_or_end_of_traceback():
     problems = [f"number {i} {'ü' * 200}" for i in range(50)]
     text = "\n".join(f"error: {problem}" for problem in problems)
     short = process._shortened(text)

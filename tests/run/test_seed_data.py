@@ -105,7 +105,7 @@ def contents(data_repo, tmp_path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("source", "target"), [("folder", "server"), ("server", "folder"), ("server", "server")])
-def test_a_repository_of_the_reproduction_is_copied_once_and_plan_passes(server, tmp_path, source, target):
+def test_reproductions_repository_is_copied_once_and_plan_passes(server, tmp_path, source, target):
     given = reproduction(tmp_path / "given")
     wanted = {path: (given / path).read_bytes() for path in SEEDED}
     if source == "server":
@@ -139,7 +139,7 @@ def test_a_repository_of_the_reproduction_is_copied_once_and_plan_passes(server,
     assert [commit.id for commit in resolved(data_repo, tmp_path).log] == [commit.id for commit in log]
 
 
-def test_a_plain_folder_stays_plain_and_a_local_repository_is_cited_by_commit(tmp_path):
+def test_source_folder_is_unchanged_and_a_commit_is_cited(tmp_path):
     given = reproduction(tmp_path / "given")
     seed(tmp_path / "a", given, tmp_path)
     assert not (given / ".oxen").exists()
@@ -168,7 +168,7 @@ def test_existing_data_is_kept(tmp_path, caplog):
     assert sorted(contents(tmp_path / "half", tmp_path)) == SEEDED
 
 
-def test_nothing_to_copy_is_reported_with_what_exists_and_makes_nothing(tmp_path):
+def test_missing_seed_data_is_reported_with_existing_folders(tmp_path):
     other = tmp_path / "other"
     jsonl.write(other / "data/train.jsonl", IFT)
     with pytest.raises(NotFound, match=r"seed_data: .*other has no M0/train/\*.jsonl; files are in data$"):
@@ -190,7 +190,7 @@ def test_nothing_to_copy_is_reported_with_what_exists_and_makes_nothing(tmp_path
     assert not (tmp_path / "new").exists()
 
 
-def test_a_token_is_shown_to_its_own_server_only(tmp_path, monkeypatch):
+def test_token_is_sent_only_to_its_server(tmp_path, monkeypatch):
     given = reproduction(tmp_path / "given")
     with FakeOxen(token="of-theirs") as theirs, FakeOxen(token="of-ours") as ours:
         monkeypatch.setenv("OXEN_TOKEN", "of-theirs")
@@ -293,7 +293,7 @@ def test_a_kill_leaves_all_or_nothing_on_a_server(tmp_path):
         assert [c.message[:9] for c in resolved(where, tmp_path).log if c.message.startswith("seed")] == ["seed data"]
 
 
-def test_what_a_stage_wrote_is_not_copied(tmp_path):
+def test_stage_outputs_are_not_copied(tmp_path):
     source = reproduction(tmp_path / "source")
     for name in ("sft", "dpo"):
         (source / f"M0/eval/{name}.json").write_text("{}")

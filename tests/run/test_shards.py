@@ -131,7 +131,7 @@ def parts(place):
     return place.store.branches("shards/")
 
 
-def test_each_shard_is_a_commit_on_a_separate_branch_and_is_skipped_when_run_again(place, parts):
+def test_each_shard_has_a_branch_and_is_skipped_when_run_again(place, parts):
     main = place.store.resolve()
     assert RESPONSES not in main.files
     assert [name.rpartition("/")[2] for name in sorted(parts)] == ["0-of-3", "1-of-3", "2-of-3"]
@@ -147,7 +147,7 @@ def test_each_shard_is_a_commit_on_a_separate_branch_and_is_skipped_when_run_aga
     assert place.store.branches("shards/") == commits
 
 
-def test_a_missing_shard_is_named(place, parts):
+def test_missing_shard_is_reported(place, parts):
     (name,) = [name for name in parts if name.endswith("1-of-3")]
     place.store.remove_branch(name)
     code, out, err = merge(place)
@@ -159,7 +159,7 @@ def test_a_missing_shard_is_named(place, parts):
     place.store.make_branch(name, parts[name])
 
 
-def test_foreign_shards_are_named(place, parts, tmp_path):
+def test_foreign_shards_are_reported(place, parts, tmp_path):
     first, second, third = sorted(parts)
     other = first.replace("0-of-3", "3-of-4")
     place.store.make_branch(other, parts[first])
@@ -192,7 +192,7 @@ def change(place, branch, tmp_path, files):
     store.push({path: tmp_path / path for path in files}, key="cd", message=message, expected_head=store.resolve().head)
 
 
-def test_a_shard_that_was_changed_behind_its_manifest_is_named(place, parts, tmp_path):
+def test_shard_that_differs_from_its_manifest_is_reported(place, parts, tmp_path):
     name = min(parts)
     change(place, name, tmp_path, {RESPONSES: "{}\n"})
     code, _, err = merge(place)
@@ -201,7 +201,7 @@ def test_a_shard_that_was_changed_behind_its_manifest_is_named(place, parts, tmp
     place.store.make_branch(name, parts[name])
 
 
-def test_what_is_doubled_missing_or_foreign_in_shards_is_named_by_shard_and_prompt():
+def test_duplicate_missing_and_foreign_rows_are_reported():
     def row(name, n, position=None):
         return Response(prompt_id=name, prompt="p", completion=str(n), position=position)
 
@@ -243,7 +243,7 @@ def pulled(place, path, to):
     return to / path
 
 
-def test_the_merge_is_the_stages_one_commit_and_equals_the_undivided_run(place, merged, whole, tmp_path):
+def test_merge_is_one_commit_and_equals_the_undivided_run(place, merged, whole, tmp_path):
     own, undivided = small(place, MANIFEST), json.loads((whole / MANIFEST).read_text())
     log = place.store.resolve().log
     assert [commit.key for commit in log].count(own["key"]) == 1 and log[0].id == merged
@@ -252,7 +252,7 @@ def test_the_merge_is_the_stages_one_commit_and_equals_the_undivided_run(place, 
     assert pulled(place, RESPONSES, tmp_path).read_bytes() == (whole / RESPONSES).read_bytes()
 
 
-def test_what_a_stage_has_read_is_known_without_being_read_again(place, merged, whole, tmp_path):
+def test_hashes_of_inputs_are_known_from_manifests(place, merged, whole, tmp_path):
     """A machine with nothing on its disk finds the stage's key without fetching gigabytes of base model."""
     store = open_store(place.address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=tmp_path)
     before = len(place.server.requests) if isinstance(place.server, FakeOxen) else 0
@@ -261,13 +261,13 @@ def test_what_a_stage_has_read_is_known_without_being_read_again(place, merged, 
         assert not [one.path for one in place.server.requests[before:] if one.path.endswith(PROMPTS)]
 
 
-def test_a_shard_is_skipped_when_the_whole_result_is_there(place, merged):
+def test_shard_is_skipped_if_the_whole_result_exists(place, merged):
     code, out, err = place.run("stages/02_gen_responses.py", "--shard", "2/3")
     assert (code, out) == (0, f"M0 02_gen_responses 2/3  skipped  (commit {merged})\n"), err
     assert not place.store.branches("shards/")
 
 
-def test_scores_are_divided_and_merged_likewise(place, merged, whole, tmp_path):
+def test_scores_are_divided_and_merged_too(place, merged, whole, tmp_path):
     for code, _, err in place.all_shards("03_gen_scores", 2):
         assert code == 0, err
     code, out, err = merge(place, "03_gen_scores", 2)
@@ -334,7 +334,7 @@ def test_sixteen_shards_at_once_while_another_run_commits(place, merged, folder,
     place.store.remove_branch("other")
 
 
-def test_shards_need_a_server_and_are_either_made_or_merged(folder, whole):
+def test_shards_need_a_server_and_exclude_merge(folder, whole):
     for words in (["--shard", "0/2"], ["--merge", "--shards", "2"]):
         code, out, err = end(start(folder, whole, ["stages/02_gen_responses.py", *words]))
         assert (code, out) == (2, "") and "shards need a data repository on a server" in err

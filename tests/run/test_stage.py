@@ -65,7 +65,7 @@ def xxh3(path: Path) -> str:
     return format(xxhash.xxh3_128_intdigest(path.read_bytes()), "x")
 
 
-def test_changed_parameters_inputs_and_seed_run_again_but_neutral_ones_do_not(scored_repo):
+def test_changed_inputs_run_again_but_neutral_parameters_do_not(scored_repo):
     assert run(scored_repo)[0] == 0
     assert "skipped" in run(scored_repo, "--lock_timeout", "7")[1]
     for flags in (["--min_margin", "0.5"], ["--seed", "1"]):
@@ -95,7 +95,7 @@ def test_force_runs_and_commits_again(scored_repo):
     assert len(log_of(scored_repo)) == 3
 
 
-def test_force_takes_what_a_try_of_this_very_step_has_committed(scored_repo):
+def test_force_uses_the_commit_of_an_earlier_try_of_this_step(scored_repo):
     """A pod may be lost between its commit and its end; its next try is pinned to the same commit."""
     assert run(scored_repo)[0] == 0
     start = snapshot_of(scored_repo).head
@@ -106,7 +106,7 @@ def test_force_takes_what_a_try_of_this_very_step_has_committed(scored_repo):
     assert code == 0 and f"skipped  (commit {made})" in out and snapshot_of(scored_repo).head == made, err
 
 
-def test_a_pinned_step_finds_the_commit_of_its_own_earlier_try_and_stops_at_another_runs(scored_repo, tmp_path):
+def test_pinned_step_finds_its_own_earlier_commit_only(scored_repo, tmp_path):
     def commits() -> list[str]:
         return [commit.id for commit in snapshot_of(scored_repo).log]
 
@@ -134,7 +134,7 @@ OTHER = "__import__('subprocess').run([sys.executable, *sys.argv, '--work_dir', 
 
 
 @pytest.mark.parametrize("flags", [[], ["--min_margin", "1"]])
-def test_of_two_runs_on_one_branch_the_second_stops_unless_the_first_made_the_very_same(scored_repo, tmp_path, flags):
+def test_second_run_on_a_branch_stops_unless_results_are_equal(scored_repo, tmp_path, flags):
     """While this one works, another makes its commit, and continues with more."""
     other = OTHER.format(work=str(tmp_path / "other"), flags=flags)
     body = f"""if 'other' not in ' '.join(sys.argv):
@@ -153,7 +153,7 @@ def test_of_two_runs_on_one_branch_the_second_stops_unless_the_first_made_the_ve
     assert "Traceback" not in err
 
 
-def test_the_result_of_an_older_commit_is_not_brought_back_on_top_of_another_runs_commit(scored_repo):
+def test_older_result_is_not_committed_after_another_runs_commit(scored_repo):
     for margin in ("0", "1", "2"):
         code, out, err = run(scored_repo, "--min_margin", margin)
         assert code == 0, err
@@ -176,7 +176,7 @@ def test_a_stop_rule_is_recorded_and_repeated_when_skipped(scored_repo, tmp_path
     assert json.loads((scored_repo / MANIFEST).read_text())["stop"] == "too few pairs"
 
 
-def test_what_is_missing_or_misspelled_is_said_before_anything_runs(scored_repo):
+def test_missing_inputs_and_typos_are_reported_before_work(scored_repo):
     code, _, err = run(scored_repo, "--iteration", "1")
     assert code == 2 and "M1/generated/scores.jsonl" in err and "03_gen_scores" in err
     code, _, err = run(scored_repo, "--min_margn", "1", "--seed", "x")
@@ -185,14 +185,14 @@ def test_what_is_missing_or_misspelled_is_said_before_anything_runs(scored_repo)
     assert code == 2 and "inside the data repository" in err
 
 
-def test_a_users_file_in_the_place_of_an_output_is_not_overwritten(scored_repo):
+def test_users_file_in_place_of_an_output_is_not_overwritten(scored_repo):
     (scored_repo / PREFERENCES).write_text("mine\n")
     code, _, err = run(scored_repo)
     assert code == 2 and PREFERENCES in err and "no manifest" in err
     assert (scored_repo / PREFERENCES).read_text() == "mine\n"
 
 
-def test_progress_is_sparse_lines_and_a_file_for_argo(scored_repo, tmp_path):
+def test_progress_is_a_few_lines_and_a_file_for_argo(scored_repo, tmp_path):
     body = "[run.progress(i, 1000, 'prompts') for i in range(1001)]"
     code, _, err = run(scored_repo, body=body, ARGO_PROGRESS_FILE=str(tmp_path / "progress"))
     assert code == 0 and (tmp_path / "progress").read_text() == "1000/1000"
@@ -216,7 +216,7 @@ def test_nothing_heavy_is_imported_by_the_contract():
     assert result.stdout == "[]\n"
 
 
-def test_a_kill_between_the_commit_and_what_follows_it_leaves_nothing(scored_repo, tmp_path):
+def test_kill_right_after_the_commit_leaves_nothing(scored_repo, tmp_path):
     commit_file = tmp_path / "commit"
     body = f"stage.finish = lambda p, commit, *rest: {KILLED} if commit else None"
     assert run(scored_repo, "--commit_file", str(commit_file), body=body)[0] == -signal.SIGKILL
@@ -227,7 +227,7 @@ def test_a_kill_between_the_commit_and_what_follows_it_leaves_nothing(scored_rep
     assert log_of(scored_repo) == ["M0 04_gen_preferences: 2 pairs", "user data: M0/generated/scores.jsonl"]
 
 
-def test_an_accepted_file_counts_as_what_its_stage_wrote(scored_repo):
+def test_accepted_file_counts_as_written_by_its_stage(scored_repo):
     def changed(content: str) -> None:
         (scored_repo / PREFERENCES).write_text(content)
         code, _, err = run(scored_repo)

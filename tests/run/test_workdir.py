@@ -24,7 +24,7 @@ def test_two_processes_do_not_write_the_same_partial_results(scored_repo):
     assert run(scored_repo)[0] == 0
 
 
-def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_use(scored_repo):
+def test_abandoned_work_is_removed_after_two_weeks_unless_in_use(scored_repo):
     for margin in ("1", "2", "3"):
         body = f"(run.job.folder / 'rows').write_text('x'); {KILLED}"
         assert run(scored_repo, "--min_margin", margin, body=body)[0] == -signal.SIGKILL
@@ -44,7 +44,7 @@ def test_given_up_work_is_removed_after_two_weeks_but_not_what_is_young_or_in_us
     assert (young / "partial" / "rows").exists()
 
 
-def test_a_neighbour_that_has_just_begun_is_not_locked_out(tmp_path, monkeypatch):
+def test_run_that_has_just_begun_is_not_locked_out(tmp_path, monkeypatch):
     """Of sixteen shards that began together one ended with 75: its lock was made, but not yet taken, when another
     looked for abandoned work."""
     (tmp_path / "beginning.lock").touch()
@@ -52,7 +52,7 @@ def test_a_neighbour_that_has_just_begun_is_not_locked_out(tmp_path, monkeypatch
     workdir.remove_abandoned(tmp_path / "own")
 
 
-def test_a_running_neighbour_may_remove_files_while_abandoned_work_is_looked_for(tmp_path, monkeypatch):
+def test_other_runs_may_remove_files_during_the_cleanup(tmp_path, monkeypatch):
     """A training that removes its older checkpoints ended another stage with a traceback."""
     rows = tmp_path / "neighbour/partial/rows"
     rows.parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_a_running_neighbour_may_remove_files_while_abandoned_work_is_looked_for
     assert rows.parent.exists() and not rows.exists()
 
 
-def test_an_export_that_is_killed_leaves_nothing_that_the_next_one_does_not_remove(scored_repo, tmp_path):
+def test_next_export_removes_what_a_killed_one_left(scored_repo, tmp_path):
     checkpoint = scored_repo / "M0/models/dpo/final_checkpoint"
     checkpoint.mkdir(parents=True)
     (checkpoint / "self_reward.json").write_text('{"finetune": "full", "parent": null, "base_model": "path:ab"}')

@@ -170,7 +170,7 @@ def test_the_users_data(here, name):
     fails(here, "plan", said=said)
 
 
-def test_judging_examples_that_make_no_pairs_for_replay(here):
+def test_judging_examples_without_replay_pairs_are_reported(here):
     """Else 05 would say so, after hours of generating."""
     same = [{**row, "response": "Score: 3"} for row in EFT]
     jsonl.write(here / "data" / TRAIN, [*IFT, *same])
@@ -182,7 +182,7 @@ def test_judging_examples_that_make_no_pairs_for_replay(here):
     assert "eft_replay" not in start("plan", here, "--eft_replay", "0.1").stderr
 
 
-def test_a_stage_finds_the_same_without_plan(here):
+def test_stage_reports_the_same_without_plan(here):
     user_file(TRAIN, ROW + b"x\n")(here)
     fails(here, "00_sft", "--force", said=[f"error: {TRAIN}:2: not JSON"])
     user_file(TRAIN, None)(here)
@@ -259,7 +259,7 @@ def test_the_base_model(here, name):
     fails(here, "plan", said=[str(here / "model"), *said])
 
 
-def test_a_stage_looks_at_the_base_model_before_it_loads_anything(here):
+def test_stage_checks_the_base_model_before_loading_it(here):
     (here / "model/model.safetensors").rename(here / "model/pytorch_model.bin")
     (here / "model/tokenizer.json").unlink()
     fails(here, "00_sft", said=["weights only as pickles", "no tokenizer; expected one of"])
@@ -331,7 +331,7 @@ def test_the_hub(here, hub, status, code, said):
 # ---- parameters
 
 
-def test_parameters_are_all_wrong_at_once(here):
+def test_all_wrong_parameters_are_reported_at_once(here):
     (here / "p.yaml").write_text("judge_vots: 3\nseed: x\nseed: 2\n")
     said = (
         "unknown parameter judge_vots (from ", "did you mean judge_votes?",
@@ -373,7 +373,7 @@ def test_contradictions(here, flags, said):
 # ---- the data repository
 
 
-def test_a_data_repository_that_is_none(here, tmp_path):
+def test_path_that_is_not_a_data_repository(here, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for name, said in (
@@ -388,7 +388,7 @@ def test_a_data_repository_that_is_none(here, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["file", "folder", "no head", "no history"])
-def test_a_data_repository_that_is_broken(here, broken):
+def test_broken_data_repository(here, broken):
     oxen = here / "data/.oxen"
     if broken == "no head":
         (oxen / "HEAD").write_text("nonsense")
@@ -404,7 +404,7 @@ def test_a_data_repository_that_is_broken(here, broken):
     assert files(here) == before
 
 
-def test_an_iteration_whose_start_is_not_there(here):
+def test_iteration_without_its_start_model(here):
     for program, flags in (("plan", ["--start_iteration", "2"]), ("02_gen_responses", ["--iteration", "2"])):
         said = [
             "checkpoint M1/dpo does not exist; the data repository has M0/sft",
@@ -414,7 +414,7 @@ def test_an_iteration_whose_start_is_not_there(here):
     fails(here, "04_gen_preferences", "--iteration", "2", said=["M2/generated/scores.jsonl", "stages/03_gen_scores.py"])
 
 
-def test_a_revision_that_is_none(here):
+def test_unknown_revision(here):
     said = ["revision nosuch is not a commit of branch main; its newest are ", "M0 04_gen_preferences"]
     fails(here, "04_gen_preferences", "--revision", "nosuch", said=said)
 
@@ -442,7 +442,7 @@ def test_another_process_holds_the_repository(here):
         "M0/models/sft/final_checkpoint/self_reward.json",
     ],
 )
-def test_a_file_that_was_changed_after_the_stage_that_wrote_it(here, path):
+def test_file_changed_after_its_stage_is_reported(here, path):
     recorded = hash_file(here / "data" / path).sha256
     with open(here / "data" / path, "ab") as file:
         file.write(b"\n")
@@ -450,7 +450,7 @@ def test_a_file_that_was_changed_after_the_stage_that_wrote_it(here, path):
     fails(here, "04_gen_preferences", said=said)
 
 
-def test_a_generated_file_that_was_deleted_is_restored(here):
+def test_deleted_generated_file_is_restored(here):
     path = here / "data/M0/models/sft/final_checkpoint/model.safetensors"
     before = path.read_bytes()
     path.unlink()
@@ -460,14 +460,14 @@ def test_a_generated_file_that_was_deleted_is_restored(here):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"outputs": 3}', '{"outputs": {"M0/train/ift.jsonl": 1}}'])
-def test_a_manifest_of_nonsense_that_came_with_the_data(here, content):
+def test_invalid_manifest_in_the_data_is_reported(here, content):
     """It is the user's: no stage wrote it."""
     (here / "data/M0/02_gen_responses.manifest.json").write_text(content)
     fails(here, "02_gen_responses", "--sft", "never", said=["M0/02_gen_responses.manifest.json"])
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_checkpoint_metadata_of_nonsense_that_came_with_the_data(here, content):
+def test_invalid_checkpoint_metadata_is_reported(here, content):
     shutil.copytree(here / "model", here / "data/M0/models/dpo/final_checkpoint")
     (here / "data/M0/models/dpo/final_checkpoint/self_reward.json").write_text(content)
     fails(here, "07_export", said=["M0/models/dpo/final_checkpoint/self_reward.json"])
@@ -487,7 +487,7 @@ BAD_ROWS = b'\xff\nx\n{"prompt_id": "p9"}\n' + b"".join(
 ) + b'{"prompt_id": "r", "prompt": "p", "completion": "c", "score": NaN}\n'  # fmt: skip
 
 
-def test_bad_rows_of_a_generated_file_stop_the_stage_above_a_bound(here):
+def test_too_many_bad_rows_of_a_generated_file_stop_the_stage(here):
     change_scores(here, BAD_ROWS)
     said = [
         "M0/generated/scores.jsonl: 9 of 15 rows are bad (",
@@ -520,13 +520,13 @@ def test_bad_rows_below_the_bound_are_left_out_and_shown(here):
         ("01_gen_prompts", "M0/generated/prompts.jsonl"),
     ],
 )
-def test_stages_that_load_a_model_look_at_their_rows_first(here, program, path):
+def test_rows_are_checked_before_a_model_is_loaded(here, program, path):
     shutil.copytree(here / "data/M0/models/sft", here / "data/M0/models/dpo")
     user_file(path, ROW)(here)
     fails(here, program, "--iteration", "1", said=[f"{path}: 1 of 1 rows are bad (missing_column 1)"])
 
 
-def test_rows_of_a_prompt_that_do_not_stand_together(here):
+def test_scattered_rows_of_a_prompt_are_reported(here):
     change_scores(here, json.dumps(SCORES[0]).encode() + b"\n")
     fails(here, "04_gen_preferences", said=["M0/generated/scores.jsonl: prompt_id p0 comes back after other prompts"])
 
@@ -550,7 +550,7 @@ def random_model(tmp_path_factory) -> Path:
     return tiny.make_tiny_model(tmp_path_factory.mktemp("random") / "model", hidden=8, layers=1, words=words)
 
 
-def test_a_judge_that_cannot_be_read_at_all(here, random_model):
+def test_unreadable_judge_stops_the_run(here, random_model):
     rows = [{"prompt_id": f"p{i}", "prompt": f"list {i}", "completion": "ant"} for i in range(4)]
     jsonl.write(here / "data/M1/generated/responses.jsonl", rows)
     shutil.copytree(random_model, here / "data/M0/models/dpo/final_checkpoint")
@@ -563,7 +563,7 @@ def test_a_judge_that_cannot_be_read_at_all(here, random_model):
     assert len(err.split("Samples: ")[1].split("; ")) == 3
 
 
-def test_a_judge_that_can_be_read_too_seldom_is_shown_also_where_every_response_has_a_score(here, tmp_path):
+def test_judge_below_min_parse_rate_is_reported(here, tmp_path):
     from tests.support import tiny
 
     rows = [{"prompt_id": f"p{i}", "prompt": f"list {i}", "completion": "ant"} for i in range(2)]

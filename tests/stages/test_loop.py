@@ -77,7 +77,7 @@ def done(data):
     return ended.stdout, log(data)
 
 
-def test_b6_two_iterations_run_and_every_result_is_where_its_name_says(data, done):
+def test_b6_two_iterations_write_every_result_to_its_place(data, done):
     shown, commits = done
     lines = shown.splitlines()
     ran = [re.match(r"(M\d \S+)  +(\d+\.\d s|nothing to do)", line) for line in lines[:-1]]
@@ -96,7 +96,7 @@ def test_b6_two_iterations_run_and_every_result_is_where_its_name_says(data, don
     assert (data / artifacts.MERGED.format(k=1) / "model.safetensors").is_file()
 
 
-def test_the_rows_have_the_columns_of_the_table_and_belong_together(data, done):
+def test_rows_have_the_documented_columns_and_belong_together(data, done):
     for k in range(2):
         rows = {
             name: list(jsonl.read(data / artifacts.ARTIFACTS[name].path.format(k=k)))
@@ -117,7 +117,7 @@ def test_the_rows_have_the_columns_of_the_table_and_belong_together(data, done):
         assert all(len(row["votes"]) == 2 for row in rows["scores"])  # B12
 
 
-def test_b2_no_seed_and_no_held_out_prompt_comes_back_and_no_prompt_twice(data, done):
+def test_b2_new_prompts_are_unique_and_neither_seed_nor_held_out(data, done):
     seeds = {row["prompt"] for row in jsonl.read(data / "M0/train/ift.jsonl")}
     held_out = {row["prompt"] for row in jsonl.read(data / "M0/eval/prompts.jsonl")}
     written = [row["prompt"] for k in range(2) for row in jsonl.read(data / artifacts.PROMPTS.format(k=k))]
@@ -125,7 +125,7 @@ def test_b2_no_seed_and_no_held_out_prompt_comes_back_and_no_prompt_twice(data, 
     assert not set(written) & (seeds | held_out)
 
 
-def test_b21_a_manifest_says_what_made_each_result(data, done):
+def test_b21_manifest_records_how_each_result_was_made(data, done):
     for stage in ORDER:
         found = manifest(data, 0, stage)
         assert found["key"] and found["seconds"] > 0 and found["versions"]["trl"] == "1.16.0"
@@ -135,7 +135,7 @@ def test_b21_a_manifest_says_what_made_each_result(data, done):
     assert manifest(data, 1, "02_gen_responses")["inputs"]["checkpoint:M0/dpo"]
 
 
-def test_manifests_have_the_names_parameters_and_seeds_of_version_0_2(data, done):
+def test_manifests_have_the_shape_of_version_0_2(data, done):
     golden = json.loads((GOLDEN / "manifests.json").read_text())
     found = {
         str(path.relative_to(data)): shape(json.loads(path.read_text())) for path in data.glob("M*/*.manifest.json")
@@ -154,7 +154,7 @@ def test_b22_judge_and_model_are_measured(data, done):
         assert found["judge"]["agreement"]["groups"] == 10
 
 
-def test_run_again_everything_is_skipped_within_a_minute_without_a_commit(data, done):
+def test_second_run_skips_everything_without_a_commit(data, done):
     ended, seconds = run(data, "M0", "--iterations", "2")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("  skipped  (commit ") == 14
@@ -162,7 +162,7 @@ def test_run_again_everything_is_skipped_within_a_minute_without_a_commit(data, 
     assert log(data) == done[1]
 
 
-def test_another_parameter_of_04_runs_04_and_what_follows_and_back_gives_the_first_pairs(data, done):
+def test_changed_parameter_runs_04_and_all_later_stages(data, done):
     before = digest(data, "M1/**/*.jsonl") | digest(data, "M1/models/dpo/final_checkpoint/*")
     ended, _ = run(data, "M1", "--max_pairs", "2")
     assert ended.returncode == 0, ended.stderr
@@ -175,7 +175,7 @@ def test_another_parameter_of_04_runs_04_and_what_follows_and_back_gives_the_fir
     assert digest(data, "M1/**/*.jsonl") | digest(data, "M1/models/dpo/final_checkpoint/*") == before
 
 
-def test_a_stop_rule_ends_the_run_well_and_says_why(data, done):
+def test_stop_rule_ends_the_run_with_a_reason(data, done):
     ended, _ = run(data, "M1", "--min_pairs", "1000")
     assert ended.returncode == 0
     last = ended.stdout.splitlines()[-1]
@@ -184,7 +184,7 @@ def test_a_stop_rule_ends_the_run_well_and_says_why(data, done):
     assert "M1 04_gen_preferences  skipped" in ended.stdout  # another bound is asked of the counts that are there
 
 
-def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
+def test_b21_impossible_run_ends_before_the_first_stage(data, done):
     ended, _ = run(data, "M5", "--sampler", "vlmm", "--rubrik", "x")
     assert ended.returncode == 2 and "did you mean rubric?" in ended.stderr and "sampler = 'vlmm'" in ended.stderr
     ended, _ = run(data, "M5", "--rubric", "no/such.txt", "--verifier", "no.such:thing", "--iteration", "7")
@@ -199,7 +199,7 @@ def test_b21_what_cannot_work_ends_before_anything_runs(data, done):
     assert ended.stdout == ""
 
 
-def test_on_a_server_the_loop_makes_the_very_same_files(data, done, tmp_path):
+def test_loop_writes_the_same_files_on_a_server(data, done, tmp_path):
     """On a real server where there is one, else on the double."""
     local = open_store(str(data), branch="main", lock_timeout=60, store_timeout=60).resolve()
     written = recorded_sha256(local.contents)
@@ -232,7 +232,7 @@ def test_on_a_server_the_loop_makes_the_very_same_files(data, done, tmp_path):
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 9 * 3
 
 
-def test_b3_the_responses_are_those_of_the_policy_that_is_asked_for(data, done):
+def test_b3_responses_come_from_the_requested_policy(data, done):
     """`--sft never` makes the untrained base model the policy; a stage that ignored it would write the same again."""
     before = [row["completion"] for row in jsonl.read(data / artifacts.RESPONSES.format(k=0))]
     ended = subprocess.run(
@@ -246,7 +246,7 @@ def test_b3_the_responses_are_those_of_the_policy_that_is_asked_for(data, done):
     assert len(after) == len(before) and sum(a == b for a, b in zip(after, before, strict=True)) < len(after) / 10
 
 
-def test_export_makes_a_folder_that_loads_and_equals_the_merged_model(data, done, tmp_path):
+def test_exported_folder_loads_and_equals_the_merged_model(data, done, tmp_path):
     ended = subprocess.run(
         [sys.executable, "-m", "self_reward.cli", "export", "M1/dpo", "--to", str(tmp_path / "model"), "--data_repo",
          str(data), "--base_model", "oxen:models/base", "--cache_dir", str(data.parent / "cache")],

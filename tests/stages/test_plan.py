@@ -71,7 +71,7 @@ def test_a_repository_is_created_only_on_request(place):
     assert [one.path for one in place.server.seen("POST", "/repos$")] == ["/api/repos"]
 
 
-def test_the_run_is_pinned_to_the_checked_commit_and_weights_are_not_fetched(place, files):
+def test_run_is_pinned_to_the_checked_commit(place, files):
     place.store.create()
     commit = put(place, files)
     code, out, err = place.plan("--create_repo")
@@ -161,7 +161,7 @@ def step(place, cluster, tmp_path):
     return SimpleNamespace(run=run, plan=plan, out=tmp_path / "out", last=tmp_path / "last", cache=tmp_path / "cache")
 
 
-def test_plan_tells_the_workflow_where_to_begin_and_which_iterations_have_sft(place, files, step, tmp_path):
+def test_plan_writes_commit_and_sft_iterations_for_the_workflow(place, files, step, tmp_path):
     place.store.create()
     rows = [{"prompt": f"repeat {word}", "response": word, "source": "ift"} for word in WORDS[:30]]
     jsonl.write(tmp_path / "train.jsonl", rows)
@@ -183,7 +183,7 @@ def test_all_problems_are_in_the_one_message_that_argo_shows(place, cluster, ste
     assert code == 2 and all(words in step.last.read_text() for words in said), err
 
 
-def test_bad_parameters_and_cluster_problems_are_reported_together(cluster, step):
+def test_parameter_and_cluster_problems_are_reported_together(cluster, step):
     cluster.objects = {path: content for path, content in cluster.objects.items() if "/secrets/" not in path}
     given = {"iterations": "91", "shards": "2.0", "export_merged": "yes", "data_repo": "data", "seed_data": "./seed"}
     code, _, err = step.plan(iteratons="3", iteration="1", work_dir="/x", base_model="/models/a", **given)
@@ -205,7 +205,7 @@ def test_bad_parameters_and_cluster_problems_are_reported_together(cluster, step
         assert words in step.last.read_text(), err
 
 
-def test_fixable_problems_are_reported_even_if_the_api_server_is_down(cluster, step):
+def test_problems_are_reported_even_if_the_api_server_is_down(cluster, step):
     cluster.answers = [("", 500)]
     code, _, err = step.plan()
     assert code == 75 and "the Kubernetes API at" in err, err
@@ -228,7 +228,7 @@ def test_nothing_is_created_for_a_run_that_cannot_begin(place, step):
     assert code == 2 and "is empty" in err and len(place.server.repositories) == 1
 
 
-def test_fixable_problems_are_reported_even_if_the_oxen_server_is_down(place, step):
+def test_problems_are_reported_even_if_the_oxen_server_is_down(place, step):
     place.server.kill()
     code, _, err = step.plan(train_gpus="4", store_timeout="600")
     assert (

@@ -54,7 +54,7 @@ def run(stages, *words, **environment):
     return process.returncode, out.splitlines(), err
 
 
-def test_the_stages_run_in_order_and_the_arguments_reach_plan_whole(stages):
+def test_stages_run_in_order_and_plan_gets_all_arguments(stages):
     code, lines, err = run(stages, "--prompt_pattern", "a 'b' \"c\" $d", "--judge_votes=2")
     assert code == 0
     assert lines[:-1] == [f"M{k} {stage}" for k in (1, 2) for stage in ORDER] + ["M2 07_export"]
@@ -96,7 +96,7 @@ else:
 """
 
 
-def test_a_commit_of_somebody_else_between_two_stages_ends_the_run_and_is_named(stages, tmp_path):
+def test_foreign_commit_between_two_stages_ends_the_run(stages, tmp_path):
     scores = tmp_path / "data/M1/generated/scores.jsonl"
     scores.parent.mkdir(parents=True)
     scores.write_text("{}\n")
@@ -123,7 +123,7 @@ def test_b21_a_failing_stage_ends_the_run_with_its_code(stages, code):
     assert lines == ["M1 00_sft", "M1 01_gen_prompts", "M1 02_gen_responses"]
 
 
-def test_a_stop_ends_the_run_well(stages):
+def test_stop_rule_ends_the_run_with_exit_code_0(stages):
     code, lines, _ = run(stages, STOP="M1 03_gen_scores")
     assert code == 0
     assert lines[-1] == "stopped after M1 03_gen_scores: enough" and "M1 04_gen_preferences" not in lines
@@ -134,7 +134,7 @@ def test_options_of_the_users_shell_change_nothing(stages):
     assert (code, lines[-1]) == (0, "stopped after M1 00_sft: enough"), err
 
 
-def test_no_room_for_a_temporary_file_is_try_again(stages, tmp_path):
+def test_unwritable_tmpdir_means_try_again(stages, tmp_path):
     code, lines, err = run(stages, TMPDIR=str(tmp_path / "nowhere"))
     assert (code, lines) == (75, []) and f"no file could be made in {tmp_path}/nowhere" in err
 
@@ -167,7 +167,7 @@ def test_a_signal_during_plan_does_not_wait_for_it(stages, number):
     process.communicate()
 
 
-def test_kill_9_of_the_stage_alone_is_said_with_what_to_do(stages):
+def test_kill_9_of_a_stage_is_reported_with_what_to_do(stages):
     process = start(stages, SLEEP="01_gen_prompts")
     assert process.stdout.readline() == "M1 00_sft\n" and process.stdout.readline() == "M1 01_gen_prompts\n"
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -177,7 +177,7 @@ def test_kill_9_of_the_stage_alone_is_said_with_what_to_do(stages):
     assert "M1 01_gen_prompts was killed (exit code 137). Run the same command again: it goes on from what is" in err
 
 
-def test_kill_9_of_the_whole_leaves_no_temporary_file(stages, tmp_path):
+def test_kill_9_of_everything_leaves_no_temporary_file(stages, tmp_path):
     (tmp_path / "tmp").mkdir()
     process = start(stages, SLEEP="00_sft", TMPDIR=str(tmp_path / "tmp"))
     assert process.stdout.readline() == "M1 00_sft\n"

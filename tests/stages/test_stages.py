@@ -87,7 +87,7 @@ def test_imports_go_downwards():
         assert not {name.split(".")[0] for name in imports_of(path, top_level_only=True)} & HEAVY, path
 
 
-def test_the_library_sees_groups_of_settings_and_no_stages_parameters():
+def test_library_sees_settings_but_not_stage_parameters():
     """A function is given the settings that it needs; only what surrounds a stage knows the parameters of a stage. So
     does artifacts.py, since which files a stage reads depends on its parameters: sft, prompt_model, eft_replay ..."""
     for path in LIBRARY:
