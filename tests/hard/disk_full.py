@@ -28,6 +28,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from self_reward.parameters.flat import flat
+from self_reward.parameters.stages import STAGES
 from self_reward.store import open_store
 from self_reward.store.content import hash_file
 from self_reward.store.local import index

@@ -206,7 +206,7 @@ def test_parameters_that_plan_exports_are_read_back_equal():
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_presets_are_valid_for_every_stage_and_run(preset):
+def test_presets_are_valid_and_set_nothing_of_one_run(preset):
     content = yaml.safe_load(preset.read_text())
     for stage in STAGES:
         parse(stage, "", ["--parameter_file", str(preset)], {})
