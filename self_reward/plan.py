@@ -52,8 +52,8 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def problems_of(step: Callable[[], object], known: Sequence[str] = ()) -> list[str]:
-    """What the user must change, as `step` reports it. Its TryAgain is raised, unless problems are `known` against
-    which trying again does not help."""
+    """The problems that `step` reports. Its TryAgain is raised, unless other problems are `known`: trying again does
+    not help against these."""
     try:
         step()
     except UserError as error:
@@ -89,7 +89,7 @@ def tell_next_step(p: Plan, snapshot: Snapshot) -> None:
 
 
 def problems_without_data(p: Plan) -> list[str]:
-    """What is wrong with the parameters, this machine or the cluster."""
+    """Problems with the parameters, this machine or the cluster."""
     from self_reward.method import evaluation
     from self_reward.models import engines
 
@@ -143,7 +143,7 @@ def bring_data(p: Plan) -> None:
 
 
 def check_data_repo(p: Plan) -> Snapshot:
-    """The commit that the run starts from. Raises UserError for anything wrong in it that the run will read."""
+    """The commit that the run starts from. Raises UserError with all problems of what the run will read in it."""
     repository = open_data_repo(p)
     snapshot = repository.resolve()
     inputs, missing = artifacts.run_inputs(p, snapshot.files, snapshot.contents)
@@ -157,7 +157,7 @@ def check_data_repo(p: Plan) -> Snapshot:
 
 
 def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
-    """The user's own files where a stage will write: it would refuse them only after all the work before it."""
+    """The user's files where a stage will write: the stage would refuse them only after all the work before it."""
     written = recorded_sha256(snapshot.contents)
     sft_is_measured = artifacts.has_sft(0, p.sft, snapshot.files)  # in iteration 0
     paths = {

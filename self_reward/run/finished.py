@@ -26,14 +26,10 @@ def find(
     if not force and (manifest := manifest_with(snapshot, key, manifest_path)):
         own = next((c.id for c in snapshot.log if c.key == key), snapshot.commit)
         return (snapshot.commit if pinned else own), manifest
-    if newer and newer[-1].key != key:
-        return None  # the commit after a pinned one is not an earlier try of this very step
-    for commit in newer[-1:] or snapshot.log:
-        if commit.key == key:
-            if manifest := manifest_with(store.resolve(commit.id), key, manifest_path):
-                return (commit.id if newer else None), manifest
-            return None
-    return None
+    # the commit after a pinned one counts only if it is an earlier try of this very step
+    commit = next((commit for commit in newer[-1:] or snapshot.log if commit.key == key), None)
+    manifest = manifest_with(store.resolve(commit.id), key, manifest_path) if commit else None
+    return (commit.id if commit and newer else None, manifest) if manifest else None
 
 
 def manifest_with(snapshot: Snapshot, key: str, manifest_path: str, shard: str | None = None) -> Json | None:
@@ -78,12 +74,7 @@ def refuse_moved_branch(p: Common, snapshot: Snapshot) -> None:
 def refuse_users_files(inputs: artifacts.Inputs, snapshot: Snapshot) -> None:
     """Raise UserError if the stage would overwrite a file that no manifest lists: it is the user's."""
     written = recorded_sha256(snapshot.contents)
-    problems = [
-        f"{name} exists and was not written by a stage (no manifest lists it); move it out of the data repository, or "
-        "use another one"
-        for path in inputs.outputs.values()
-        for name in names_of(path, snapshot)
-        if name not in written
-    ]
-    if problems:
-        raise UserError(problems)
+    names = [name for path in inputs.outputs.values() for name in names_of(path, snapshot) if name not in written]
+    if names:
+        why = "exists and was not written by a stage (no manifest lists it); move it out of the data repository, or use"
+        raise UserError([f"{name} {why} another one" for name in names])

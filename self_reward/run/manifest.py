@@ -80,9 +80,7 @@ def record(name: str, p: Common, key: str, snapshot: Snapshot, run: "Run", *, st
         "key": key,
         "read_at": snapshot.commit,
         "inputs": {role: files_of(path, snapshot) for role, path in run.inputs.paths.items()},
-        "inputs_xxh3": {
-            name: snapshot.blobs[name] for path in run.inputs.paths.values() for name in names_of(path, snapshot)
-        },
+        "inputs_xxh3": {n: snapshot.blobs[n] for path in run.inputs.paths.values() for n in names_of(path, snapshot)},
         "base_model": run.base_id,
         "parameters": key_parameters(p),
         "seed": p.seed,

@@ -27,7 +27,7 @@ A = TypeVar("A", Response, Score)
 
 
 def folder(key: str) -> str:
-    """What the names of the branches of all shards of the stage with `key` begin with."""
+    """The start of the names of all branches with shards of the stage with `key`."""
     return f"{PREFIX}{key[:16]}/"
 
 
@@ -120,16 +120,14 @@ def join(parts: Sequence[Sequence[A]], prompt_ids: Sequence[str], rows_each: int
     owners: list[list[int]] = [[] for _ in prompt_ids]
     foreign, double, missing = [], [], []
     for number, rows in enumerate(parts):
-        shard = f"{number}/{len(parts)}"
         for row in rows:
             position = row.position
-            if position is None or not 0 <= position < len(prompt_ids):
-                foreign.append(f"shard {shard} has prompt {row.prompt_id} at {position}, where the input has none")
-            elif row.prompt_id != prompt_ids[position]:
-                foreign.append(
-                    f"shard {shard} has prompt {row.prompt_id} at {position}, where the input has "
-                    f"{prompt_ids[position]}"
-                )
+            expected = None
+            if position is not None and 0 <= position < len(prompt_ids):
+                expected = prompt_ids[position]
+            if position is None or row.prompt_id != expected:
+                place = f"shard {number}/{len(parts)} has prompt {row.prompt_id} at {position}"
+                foreign.append(f"{place}, where the input has {expected or 'none'}")
             else:
                 row.position = None
                 at[position].append(row)

@@ -1,4 +1,4 @@
-"""What stages take from the user's files: rubric, prompt template, training examples, seeds, held-out prompts."""
+"""What stages read from the user's files: rubric, prompt template, training examples, seeds, held-out prompts."""
 
 import random
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from self_reward.run.checkout import Checkout
 
 
 def rubric(checkout: Checkout, value: str) -> str:
-    """The text of the rubric `value`. Raises UserError where it does not hold {prompt} and {response} once each."""
+    """The text of the rubric `value`. Raises UserError unless it holds {prompt} and {response} once each."""
     return checkout.text("rubric", value, lambda text: judge.judge_prompt(text, "", ""))
 
 
 def prompt_template(checkout: Checkout, value: str) -> str:
-    """The text that asks for new prompts. Raises UserError where it does not hold {examples} once."""
+    """The text that asks for new prompts. Raises UserError unless it holds {examples} once."""
     return checkout.text("prompt_template", value, lambda text: prompts.few_shot_prompt(text, []))
 
 
 def kept_out(checkout: Checkout, eval_fraction: float) -> KeptOut:
-    """What no training data may hold: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
+    """What is kept out of training: the prompts of M0/eval, or else a share of all prompts, chosen by hash."""
     return held_out.kept_out(checkout.optional("eval_prompts"), checkout.optional("eval_eft"), eval_fraction)
 
 
