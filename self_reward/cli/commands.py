@@ -15,6 +15,7 @@ from self_reward.cli.arguments import Parser, add_command
 from self_reward.errors import UserError
 from self_reward.parameters.stages import Export, Repository
 from self_reward.repository import artifacts
+from self_reward.run import models
 from self_reward.run.checkout import Checkout, base_id, disks, open_data_repo
 from self_reward.run.progress import Progress
 from self_reward.run.workdir import scratch_folder
@@ -135,8 +136,6 @@ def put(given: argparse.Namespace, p: Repository) -> list[str]:
 
 def export(given: argparse.Namespace, p: Export) -> list[str]:
     """Write a checkpoint of the data repository to a folder, its adapters merged."""
-    from self_reward.run import models
-
     name, to = given.checkpoint, Path(given.to)
     store = open_data_repo(p)
     snapshot = _snapshot(p, store, p.revision)

@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from self_reward.parameters.flat import flat
-from self_reward.parameters.stages import STAGES
 from self_reward.store import open_store
 from self_reward.store.content import hash_file
 from self_reward.store.local import index
@@ -100,7 +99,6 @@ def command(step: str, place: Path) -> list[str]:
         return ["export", "M0/dpo", "--to", str(place / "cache/exported"), *known]
     if step == "plan":
         return [*words, "--start_iteration=0"]
-    from self_reward.parameters.flat import flat
     from self_reward.parameters.stages import STAGES as KINDS
 
     fields = flat(KINDS[step])
