@@ -9,15 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from self_reward.errors import TryAgain, UserError, all_of
-from self_reward.method import evaluation
-from self_reward.models import base_model, engines
 from self_reward.parameters.flat import given
 from self_reward.parameters.sources import as_environment, of_workflow
 from self_reward.parameters.stages import BY_STEP, Plan
 from self_reward.repository import artifacts
-from self_reward.run import models, user_data
 from self_reward.run.checkout import Checkout, base_id, open_data_repo
-from self_reward.run.seed_data import copy_seed_data
 from self_reward.run.stage import finish
 from self_reward.run.workdir import scratch_folder
 from self_reward.store import Snapshot, Store, is_remote, recorded_sha256
@@ -93,6 +89,9 @@ def tell_next_step(p: Plan, snapshot: Snapshot) -> None:
 
 def problems_without_data(p: Plan) -> list[str]:
     """Problems with the parameters, this machine or the cluster."""
+    from self_reward.method import evaluation
+    from self_reward.models import engines
+
     problems = [
         f"{name} is for one stage, not for a run: self-reward.sh sets it itself; give it to a program in stages/"
         for name in BY_STEP
@@ -121,6 +120,8 @@ def check_cluster() -> None:
 
 def check_hub_model(p: Plan) -> None:
     """Check that a base model of the hub, or in a folder, exists."""
+    from self_reward.models import base_model
+
     if p.base_model and p.start_iteration == 0 and not p.base_model.startswith("oxen:"):
         base_model.resolve(p.base_model, trust_remote_code=p.loading.trust_remote_code, cache_dir=p.cache)
 
@@ -130,6 +131,8 @@ def check_hub_model(p: Plan) -> None:
 
 def bring_data(p: Plan) -> None:
     """Create the repository and copy the seed data, if that is asked for and not done yet."""
+    from self_reward.run.seed_data import copy_seed_data
+
     if p.create_repo:
         repository = open_data_repo(p)
         if not repository.exists():
@@ -176,6 +179,8 @@ def files_in_the_way(p: Plan, snapshot: Snapshot) -> list[str]:
 
 def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: Snapshot) -> None:
     """Check that the base model exists, is that of the run's checkpoints, and loads; its code is not run."""
+    from self_reward.models import base_model
+
     folder = inputs.paths.get("base")
     remote = is_remote(p.data_repo)
     # the hash of a model on a server takes reading all of it, until a stage has done so and recorded it in its manifest
@@ -195,6 +200,8 @@ def check_base_model(p: Plan, inputs: artifacts.Inputs, repository: Store, snaps
 
 def check_model_folder(p: Plan, local: Path, name: str, left_on_server: Collection[str] = ()) -> None:
     """Raise UserError with what keeps the model in `local`, the folder `name` to the user, from loading."""
+    from self_reward.models import base_model, engines
+
     problems = base_model.folder_problems(
         local, trust_remote_code=p.loading.trust_remote_code, elsewhere=left_on_server
     ) or engines.tensor_parallel_problems(local, p.engine.generate_gpus)
@@ -203,6 +210,8 @@ def check_model_folder(p: Plan, local: Path, name: str, left_on_server: Collecti
 
 def check_data(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: Snapshot) -> None:
     """Read the user's files as the stages will. One pass over each file: about 13 seconds per gigabyte."""
+    from self_reward.run import user_data
+
     with scratch_folder(p, "plan") as folder:
         checkout = Checkout(repository, snapshot, inputs, None, folder)
         with checkout.named_as_in_repository():
@@ -214,6 +223,9 @@ def check_data(p: Plan, inputs: artifacts.Inputs, repository: Store, snapshot: S
 
 def fetch_base_model(p: Plan) -> None:
     """Fetch the base model into the cache, unless the run starts from its own full weights and needs none."""
+    from self_reward.models import engines
+    from self_reward.run import models
+
     started = time.monotonic()
     repository = open_data_repo(p)
     snapshot = repository.resolve(p.revision)

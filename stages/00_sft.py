@@ -7,14 +7,16 @@ Run     python stages/00_sft.py --data_repo DIR --base_model MODEL --iteration 0
 
 from dataclasses import replace
 
-from self_reward.models import chat
-from self_reward.models.train_group import Call
 from self_reward.parameters.stages import Sft
-from self_reward.run import models, stage, user_data
+from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: Sft, run: Run) -> None:
+    from self_reward.models import chat
+    from self_reward.models.train_group import Call
+    from self_reward.run import models, user_data
+
     # 1. the examples, as text
     rows, counts = user_data.training_examples(run, p.rubric, p.eval_fraction)
     run.counts |= counts

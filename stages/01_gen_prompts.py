@@ -6,15 +6,17 @@ Run     python stages/01_gen_prompts.py --data_repo DIR --base_model MODEL --ite
 """
 
 from self_reward.errors import all_of
-from self_reward.method import new_prompts, prompts
 from self_reward.parameters.stages import GenPrompts
-from self_reward.repository import jsonl
 from self_reward.rows import Prompt
-from self_reward.run import models, stage, user_data
+from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: GenPrompts, run: Run) -> None:
+    from self_reward.method import new_prompts, prompts
+    from self_reward.repository import jsonl
+    from self_reward.run import models, user_data
+
     # 1. what new prompts are modelled on, and what they must not repeat
     (seeds, known, of_evaluation), template = all_of(
         lambda: user_data.seed_prompts(run, p.eval_fraction), lambda: user_data.prompt_template(run, p.prompt_template)

@@ -6,13 +6,14 @@ Run     python stages/02_gen_responses.py --data_repo DIR --base_model MODEL --i
 """
 
 from self_reward.parameters.stages import GenResponses
-from self_reward.repository import jsonl
 from self_reward.rows import Prompt, Response, response_counts
-from self_reward.run import models, shards, stage
+from self_reward.run import shards, stage
 from self_reward.run.context import Run
 
 
 def work(p: GenResponses, run: Run) -> None:
+    from self_reward.run import models
+
     # 1. ask the policy; its answers survive a kill, and a shard answers only part of the prompts
     prompts = list(run.rows("prompts", Prompt, p.max_bad_rows))
     policy = models.policy(run, p)
@@ -42,6 +43,8 @@ def join(p: GenResponses, run: Run, parts: list[list[Response]]) -> None:
 
 
 def record(run: Run, rows: list[Response], prompts: int) -> None:
+    from self_reward.repository import jsonl
+
     jsonl.write(run.output("responses"), rows)
     run.counts["prompts"] = prompts
     run.counts |= response_counts(rows)

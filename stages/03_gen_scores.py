@@ -6,16 +6,17 @@ Run     python stages/03_gen_scores.py --data_repo DIR --base_model MODEL --iter
 """
 
 from self_reward.errors import all_of
-from self_reward.method import scoring, stop
 from self_reward.parameters.stages import GenScores
-from self_reward.repository import jsonl
 from self_reward.rows import Response, Score
-from self_reward.run import models, shards, stage, user_data
+from self_reward.run import shards, stage
 from self_reward.run.context import Run
 from self_reward.types import Json
 
 
 def work(p: GenScores, run: Run) -> None:
+    from self_reward.method import scoring
+    from self_reward.run import models, user_data
+
     # 1. read everything before a model is loaded: a bad file costs seconds
     rubric, responses = all_of(
         lambda: user_data.rubric(run, p.rubric),
@@ -42,12 +43,17 @@ def join(p: GenScores, run: Run, parts: list[list[Score]]) -> None:
 
 
 def record(run: Run, rows: list[Score]) -> None:
+    from self_reward.method import scoring
+    from self_reward.repository import jsonl
+
     jsonl.write(run.output("scores"), rows)
     run.counts |= scoring.counts(rows)
     run.details["unreadable_samples"] = scoring.unreadable_samples(rows)
 
 
 def stop_rule(p: GenScores, counts: Json, details: Json) -> str | None:
+    from self_reward.method import stop
+
     return stop.parse_rate(
         counts["votes"] - counts["unreadable_votes"],
         counts["votes"],

