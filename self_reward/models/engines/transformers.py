@@ -190,21 +190,19 @@ def pick(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None)
     """
     if sampling.temperature == 0 or uniform is None:
         return logits.argmax(-1)
-    top_p = sampling.top_p
-    probabilities = (logits.float() / sampling.temperature).softmax(-1)
-    if top_p >= 1:
-        cumulative = probabilities.cumsum(-1)
-        kept = cumulative[:, -1:]
-    else:
+    probabilities, tokens = (logits.float() / sampling.temperature).softmax(-1), None
+    if sampling.top_p < 1:
         probabilities, tokens = probabilities.sort(-1, descending=True)
-        cumulative = probabilities.cumsum(-1)
+    cumulative = probabilities.cumsum(-1)
+    kept = cumulative[:, -1:]
+    if tokens is not None:
         # the first position where the mass reaches top_p is the last one kept
-        last = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        last = (cumulative < sampling.top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         kept = cumulative.gather(-1, last)
     # rounding must not lift the draw to `kept` itself: the next position has no probability
     draw = torch.minimum(uniform[:, None] * kept, torch.nextafter(kept, torch.zeros_like(kept)))
     position = torch.searchsorted(cumulative, draw, right=True)
-    return (position if top_p >= 1 else tokens.gather(-1, position)).squeeze(-1)
+    return (position if tokens is None else tokens.gather(-1, position)).squeeze(-1)
 
 
 class RoomyLayer(DynamicLayer):
