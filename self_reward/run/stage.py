@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from self_reward import disk
 from self_reward.errors import UserError
 from self_reward.files import remove_unreserved
-from self_reward.models.job import Job
+from self_reward.models.model import Job
 from self_reward.parameters.sources import parse
 from self_reward.parameters.stages import Common, S
 from self_reward.repository import artifacts
