@@ -18,8 +18,8 @@ from self_reward.store import Commit, open_store
 from self_reward.store.content import hash_file
 from self_reward.store.errors import Conflict, Corrupt, NotFound
 from self_reward.store.local import index
-from tests.support import servers
 from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address, running
 from tests.support.talk import Talk
 
 ROOT = Path(__file__).parents[2]
@@ -89,17 +89,15 @@ class Made:
 
 @pytest.fixture(scope="module", params=["folder", "fake", "real"])
 def made(request, tmp_path_factory):
-    if reason := servers.missing(request.param):
-        pytest.skip(reason)
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "folder":
         (folder / "data/M0").mkdir(parents=True)
         yield Made(str(folder / "data"), folder).run()
         return
-    with FakeOxen() if request.param == "fake" else servers.real_server(folder / "server") as server:
-        repository = Made(f"oxen+http://127.0.0.1:{server.port}/ns/data", folder)
+    with running(request.param, folder / "server") as server:
+        repository = Made(address(server.url, "data"), folder)
         repository.store.create()
-        repository.fake = server if request.param == "fake" else None
+        repository.fake = server.fake
         yield repository.run()
 
 
@@ -375,9 +373,8 @@ def test_sizes():
 
 def test_log_shows_the_author_of_another_programs_commit(tmp_path, capsys):
     with FakeOxen() as fake:
-        where = f"oxen+http://127.0.0.1:{fake.port}/ns/data"
         talk = Talk(fake.url, "data")
         talk.create()
         talk.push({"M0/train/ift.jsonl": b"{}\n"}, message="by hand")
-        cli.run(["data", "log", "--data_repo", where, "--cache_dir", str(tmp_path)])
+        cli.run(["data", "log", "--data_repo", address(fake.url, "data"), "--cache_dir", str(tmp_path)])
         assert "by hand  (A <a@b.c>)" in capsys.readouterr().out

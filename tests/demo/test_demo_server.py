@@ -8,25 +8,16 @@ from demo import make_data, table
 from self_reward.errors import UserError
 from self_reward.store import open_store
 from tests.demo.test_demo_table import write
-from tests.support import servers
-from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address
 
 SIZES = {"HELD_OUT": 20, "HELD_OUT_GROUPS": 5, "INSTRUCTIONS": 60, "JUDGEMENTS": 80, "NEW_TASKS": 10}
-
-
-@pytest.fixture(params=["fake", "real"])
-def server(request, tmp_path):
-    if reason := servers.missing(request.param):
-        pytest.skip(reason)
-    with FakeOxen() if request.param == "fake" else servers.real_server(tmp_path / "server") as running:
-        yield running
 
 
 def test_demo_data_is_pushed_to_a_server_once_and_completely(server, tmp_path, monkeypatch, capsys):
     for name, value in {**SIZES, "REPETITIONS": 10, "COMPARISONS": 10}.items():
         monkeypatch.setattr(make_data, name, value)
     monkeypatch.setenv("HOME", str(tmp_path))
-    where = f"oxen+http://127.0.0.1:{server.port}/ns/demo"
+    where = address(server.url, "demo")
     assert make_data.make(tmp_path / "local", 3)
     assert make_data.make_on_server(where, 3)
     assert "created, private" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from self_reward.repository import jsonl
 from self_reward.store import open_store
 from tests.support import argo, argo_simulated, servers
 from tests.support.fake_kubernetes import FakeCluster, serving
-from tests.support.fake_oxen import FakeOxen
+from tests.support.running import TOKEN, address, running
 from tests.support.tiny import WORDS, make_tiny_model
 
 GIVEN = {
@@ -31,7 +31,6 @@ GIVEN = {
     "judge_votes": "2", "judge_max_tokens": "8", "judge_forced_score": "true", "dpo_max_steps": "2",
     "dpo_batch_size": "4", "dpo_max_length": "128", "eval_prompts": "4", "eval_judge_groups": "2",
 }  # fmt: skip
-TOKEN = "a-token"
 ORDER = [
     "plan", "fetch-model", "train", "generate", "generate-shard", "generate-shard", "merge", "generate-shard",
     "generate-shard", "merge", "gen-preferences", "train", "generate", "export",
@@ -52,15 +51,15 @@ def place(tmp_path_factory):
         jsonl.write(folder / f"data/M0/train/{name}.jsonl", rows)
     (folder / "data/rubric.txt").write_text("judge the response {response} of {prompt} . score : 0 1 2 3 4 5")
     files = {str(p.relative_to(folder / "data")): p for p in (folder / "data").rglob("*") if p.is_file()}
-    real = servers.missing("real") is None
-    with servers.real_server(folder / "server") if real else FakeOxen(token=TOKEN) as server, serving(cluster()) as api:
-        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/leaves"
+    kind = "guarded" if servers.missing("real") else "real"
+    with running(kind, folder / "server") as server, serving(cluster()) as api:
+        repository = address(server.url, "leaves")
         patch = pytest.MonkeyPatch()
         patch.setenv("OXEN_TOKEN", TOKEN)
-        store = open_store(address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=folder / "user")
+        store = open_store(repository, branch="main", lock_timeout=1, store_timeout=60, cache_dir=folder / "user")
         store.create()
         store.put(files, message="user data")
-        yield Place(folder, address, store, api)
+        yield Place(folder, repository, store, api)
         patch.undo()
 
 

@@ -27,6 +27,7 @@ from self_reward.repository import jsonl
 from self_reward.store import open_store
 from tests.support import servers
 from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address
 from tests.support.tiny import WORDS, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -387,15 +388,15 @@ def place(tmp_path_factory) -> Iterator[SimpleNamespace]:
         (user / path).parent.mkdir(parents=True, exist_ok=True)
         jsonl.write(user / f"{path}.jsonl", rows)
     with FakeOxen() as server:
-        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/images"
-        store = open_store(address, branch="main", lock_timeout=1, store_timeout=20, cache_dir=folder / "cache")
+        repository = address(server.url, "images")
+        store = open_store(repository, branch="main", lock_timeout=1, store_timeout=20, cache_dir=folder / "cache")
         store.create()
         store.put({str(p.relative_to(user)): p for p in user.rglob("*") if p.is_file()}, message="user data")
         home = {"HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
 
         def run(python: str | Path, *words: str) -> str:
             """The program's words on its standard output and error; it must succeed."""
-            command = [python, *words, "--data_repo", address, "--cache_dir", folder / "cache"]
+            command = [python, *words, "--data_repo", repository, "--cache_dir", folder / "cache"]
             ended = subprocess.run(command, cwd=ROOT, env=home, capture_output=True, text=True, timeout=300)
             assert ended.returncode == 0, ended.stderr
             return ended.stdout + ended.stderr

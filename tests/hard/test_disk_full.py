@@ -11,24 +11,15 @@ import pytest
 
 from self_reward import disk
 from self_reward.errors import TryAgain, UserError
-from tests.hard import disk_full
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def namespace():
-    words = disk_full.in_own_namespace()
-    if words is None:
-        pytest.skip("no file system can be mounted here: neither as root nor in a user namespace")
-    return words
 
 
 @pytest.mark.parametrize(
     ("steps", "disks", "step"),
     [("04_gen_preferences", "all", 40), ("02_gen_responses", "work,inodes", 40)],
 )
-def test_a_stage_on_a_full_disk_ends_with_75_and_resumes_when_there_is_room(namespace, steps, disks, step):
+def test_a_stage_on_a_full_disk_ends_with_75_and_resumes_when_there_is_room(mount_namespace, steps, disks, step):
     command = [sys.executable, "-m", "tests.hard.disk_full", "--only", steps, "--disks", disks, "--step", str(step)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
@@ -36,7 +27,7 @@ def test_a_stage_on_a_full_disk_ends_with_75_and_resumes_when_there_is_room(name
     assert len(full) == len(steps.split(",")) * len(disks.split(",")) and min(full) >= 1
 
 
-def on_full_disk(namespace, folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess:
+def on_full_disk(mount_namespace, folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell command beside a file system of 64 KB, mounted at `folder`, that is full."""
     folder.mkdir()
     script = (
@@ -44,7 +35,7 @@ def on_full_disk(namespace, folder: Path, command: str, **environment: str) -> s
         f"(head -c 1M /dev/zero > {folder}/filler 2>/dev/null || true) && {command}"
     )
     return subprocess.run(
-        [*namespace, "bash", "-c", script],
+        [*mount_namespace, "bash", "-c", script],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 
@@ -55,31 +46,31 @@ def program(body: str) -> str:
     return f"{sys.executable} -c {shlex.quote(code)}"
 
 
-def test_a_log_on_a_full_disk_changes_no_exit_code(namespace, tmp_path):
+def test_a_log_on_a_full_disk_changes_no_exit_code(mount_namespace, tmp_path):
     """Python would end with 120 when it cannot flush standard error or output at its end."""
     full = tmp_path / "full"
-    ended = on_full_disk(namespace, full, program("process.log.warning('x' * 9999)") + f" 2> {full}/log")
+    ended = on_full_disk(mount_namespace, full, program("process.log.warning('x' * 9999)") + f" 2> {full}/log")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_result_line_that_could_not_be_written_is_not_a_success(namespace, tmp_path):
+def test_a_result_line_that_could_not_be_written_is_not_a_success(mount_namespace, tmp_path):
     """plan's standard output is what self-reward.sh runs."""
     full = tmp_path / "full"
-    ended = on_full_disk(namespace, full, program("print('iterations=1')") + f" > {full}/log")
+    ended = on_full_disk(mount_namespace, full, program("print('iterations=1')") + f" > {full}/log")
     assert ended.returncode == 75 and "disk is full" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_progress_file_on_a_full_disk_ends_no_stage(namespace, tmp_path):
+def test_a_progress_file_on_a_full_disk_ends_no_stage(mount_namespace, tmp_path):
     full = tmp_path / "full"
     body = "progress.Progress()(1, 2, 'prompts')"
-    ended = on_full_disk(namespace, full, program(body), ARGO_PROGRESS_FILE=str(full / "progress"))
+    ended = on_full_disk(mount_namespace, full, program(body), ARGO_PROGRESS_FILE=str(full / "progress"))
     assert ended.returncode == 0 and "1/2" in ended.stderr
 
 
-def test_a_lost_termination_log_loses_neither_exit_code_nor_words(namespace, tmp_path):
+def test_a_lost_termination_log_loses_neither_exit_code_nor_words(mount_namespace, tmp_path):
     full = tmp_path / "full"
     body = "raise errors.TryAgain('the hub is away')"
-    ended = on_full_disk(namespace, full, program(body), TERMINATION_LOG=str(full / "termination"))
+    ended = on_full_disk(mount_namespace, full, program(body), TERMINATION_LOG=str(full / "termination"))
     assert ended.returncode == 75 and ended.stderr.strip() == "try again: the hub is away"
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,8 +21,8 @@ from self_reward.run.seed_data import copy_seed_data
 from self_reward.store import open_store
 from self_reward.store.errors import Auth, NotFound, ServerError
 from tests.stages.test_bad_input import write_model
-from tests.support import servers
 from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"branch": "main", "lock_timeout": 30.0, "store_timeout": 60.0}
@@ -41,23 +40,9 @@ SEEDED = ["M0/eval/prompts.jsonl", "M0/train/ift.jsonl", "M0/train/ift_eft.jsonl
 
 
 @pytest.fixture(autouse=True)
-def no_tokens(monkeypatch, tmp_path):
-    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE", "SEED_OXEN_TOKEN", "SEED_OXEN_TOKEN_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+def no_home(no_token, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("OXEN_CONFIG_DIR", raising=False)
-
-
-@pytest.fixture(params=["fake", "real"])
-def server(request, tmp_path):
-    if reason := servers.missing(request.param):
-        pytest.skip(reason)
-    if request.param == "fake":
-        with FakeOxen() as fake:
-            yield SimpleNamespace(url=fake.url, fake=fake)
-    else:
-        with servers.real_server(tmp_path / "server") as real:
-            yield SimpleNamespace(url=real.url, fake=None)
 
 
 def reproduction(folder: Path) -> Path:
@@ -70,10 +55,6 @@ def reproduction(folder: Path) -> Path:
     (folder / "M0/models/sft/final_checkpoint/adapter_config.json").write_text("{}")
     (folder / "README.md").write_text("a data set\n")
     return folder
-
-
-def address(url: str, name: str) -> str:
-    return f"oxen+http://{url.removeprefix('http://')}/ns/{name}"
 
 
 def on_server(url: str, name: str, folder: Path, cache: Path) -> str:

@@ -17,8 +17,7 @@ from self_reward.repository import jsonl
 from self_reward.rows import Response
 from self_reward.run import shards
 from self_reward.store import open_store
-from tests.support import servers
-from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address, running
 from tests.support.tiny import WORDS
 
 ROOT = Path(__file__).parents[2]
@@ -85,23 +84,20 @@ def whole(folder):
 @pytest.fixture(scope="module", params=["fake", "real"])
 def place(request, folder, whole, tmp_path_factory):
     """A repository with the user's data on a server, and what runs on it."""
-    if reason := servers.missing(request.param):
-        pytest.skip(reason)
-    at = FakeOxen() if request.param == "fake" else servers.real_server(tmp_path_factory.mktemp("real"))
-    with at as server:
-        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/shards"
-        store = open_store(address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=folder / "cache")
+    with running(request.param, tmp_path_factory.mktemp(request.param)) as server:
+        repository = address(server.url, "shards")
+        store = open_store(repository, branch="main", lock_timeout=1, store_timeout=60, cache_dir=folder / "cache")
         store.create()
         store.put({path: whole / path for path in (PROMPTS, RUBRIC)}, message="user data")
 
         def run(*words, before=()):
-            return end(start(folder, address, words, *before))
+            return end(start(folder, repository, words, *before))
 
         def all_shards(stage, count):
-            running = [start(folder, address, [f"stages/{stage}.py", "--shard", f"{i}/{count}"]) for i in range(count)]
-            return [end(process) for process in running]
+            words = [[f"stages/{stage}.py", "--shard", f"{i}/{count}"] for i in range(count)]
+            return [end(process) for process in [start(folder, repository, shard) for shard in words]]
 
-        yield SimpleNamespace(address=address, store=store, run=run, all_shards=all_shards, server=server)
+        yield SimpleNamespace(address=repository, store=store, run=run, all_shards=all_shards, server=server)
 
 
 def merge(place, stage="02_gen_responses", count=3, before=()):
@@ -255,10 +251,11 @@ def test_merge_is_one_commit_and_equals_the_undivided_run(place, merged, whole, 
 def test_hashes_of_inputs_are_known_from_manifests(place, merged, whole, tmp_path):
     """A machine with nothing on its disk finds the stage's key without fetching gigabytes of base model."""
     store = open_store(place.address, branch="main", lock_timeout=1, store_timeout=60, cache_dir=tmp_path)
-    before = len(place.server.requests) if isinstance(place.server, FakeOxen) else 0
+    fake = place.server.fake
+    before = len(fake.requests) if fake else 0
     assert store.resolve().sha256[PROMPTS] == hashlib.sha256((whole / PROMPTS).read_bytes()).hexdigest()
-    if isinstance(place.server, FakeOxen):
-        assert not [one.path for one in place.server.requests[before:] if one.path.endswith(PROMPTS)]
+    if fake:
+        assert not [one.path for one in fake.requests[before:] if one.path.endswith(PROMPTS)]
 
 
 def test_shard_is_skipped_if_the_whole_result_exists(place, merged):

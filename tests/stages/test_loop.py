@@ -19,7 +19,7 @@ from self_reward.repository import artifacts, jsonl
 from self_reward.store import is_manifest, open_store, recorded_sha256
 from tests.stages.test_golden import GOLDEN, shape
 from tests.support import servers
-from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address, running
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -204,12 +204,12 @@ def test_loop_writes_the_same_files_on_a_server(data, done, tmp_path):
     local = open_store(str(data), branch="main", lock_timeout=60, store_timeout=60).resolve()
     written = recorded_sha256(local.contents)
     users = {path: data / path for path in local.files if path not in written and not is_manifest(path)}
-    with FakeOxen() if servers.missing("real") else servers.real_server(tmp_path / "server") as server:
-        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/loop"
-        store = open_store(address, branch="main", lock_timeout=0, store_timeout=60, cache_dir=tmp_path / "cache")
+    with running("fake" if servers.missing("real") else "real", tmp_path / "server") as server:
+        repository = address(server.url, "loop")
+        store = open_store(repository, branch="main", lock_timeout=0, store_timeout=60, cache_dir=tmp_path / "cache")
         store.create()
         first = store.put(users, message="user data")
-        ended, _ = run(address, "M0", cache=tmp_path / "cache")
+        ended, _ = run(repository, "M0", cache=tmp_path / "cache")
         assert ended.returncode == 0, ended.stderr
         remote = store.resolve()
         made = [path for path in remote.files if path.startswith("M0/") and path in recorded_sha256(remote.contents)]
@@ -224,7 +224,7 @@ def test_loop_writes_the_same_files_on_a_server(data, done, tmp_path):
         ]
         assert first in [commit.id for commit in remote.log]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended, _ = run(address, "M0", cache=tmp_path / "cache")
+        ended, _ = run(repository, "M0", cache=tmp_path / "cache")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert ended.returncode == 0 and ended.stdout.count("  skipped  ") == 8, ended.stderr
         assert store.resolve().log == remote.log and not store.branches("shards/")

@@ -16,6 +16,7 @@ from self_reward.repository import jsonl
 from self_reward.store import open_store
 from tests.support.fake_kubernetes import FakeCluster, serving
 from tests.support.fake_oxen import FakeOxen
+from tests.support.running import address
 from tests.support.tiny import WORDS, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -38,19 +39,19 @@ def files(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path):
     with FakeOxen() as server:
-        address = f"oxen+http://{server.url.removeprefix('http://')}/ns/plan"
-        store = open_store(address, branch="main", lock_timeout=1, store_timeout=20, cache_dir=tmp_path / "cache")
+        repository = address(server.url, "plan")
+        store = open_store(repository, branch="main", lock_timeout=1, store_timeout=20, cache_dir=tmp_path / "cache")
 
         def plan(*words):
             ended = subprocess.run(
-                [sys.executable, "stages/plan.py", "--data_repo", address, "--base_model", "oxen:models/base", "--sft",
-                 "never", "--cache_dir", tmp_path / "cache", "--store_timeout", "20", *words],
+                [sys.executable, "stages/plan.py", "--data_repo", repository, "--base_model", "oxen:models/base",
+                 "--sft", "never", "--cache_dir", tmp_path / "cache", "--store_timeout", "20", *words],
                 cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
             assert "Traceback" not in ended.stderr
             return ended.returncode, ended.stdout, ended.stderr
 
-        yield SimpleNamespace(server=server, address=address, store=store, plan=plan, work=tmp_path / "cache/work")
+        yield SimpleNamespace(server=server, address=repository, store=store, plan=plan, work=tmp_path / "cache/work")
 
 
 def put(place, files, **changed):

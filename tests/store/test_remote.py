@@ -13,7 +13,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,35 +21,23 @@ from self_reward.store.content import blob_of, hash_file
 from self_reward.store.errors import Auth, Conflict, Corrupt, NotFound
 from self_reward.store.remote import workspaces
 from tests.support import servers
-from tests.support.fake_oxen import PART_SIZE, FakeOxen
+from tests.support.fake_oxen import PART_SIZE
 from tests.support.place import MANIFEST, PROMPTS, SEEDS, Place
+from tests.support.running import TOKEN, address, running
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "Zq7-private_token-4f1e"
 
 
 @pytest.fixture(scope="module", params=servers.here())
 def server(request, tmp_path_factory):
-    """A server of each kind that is here; nginx lets only TOKEN through."""
-    if request.param == "fake":
-        with FakeOxen() as fake:
-            yield SimpleNamespace(url=fake.url, fake=fake, token=None)
-        return
-    folder = tmp_path_factory.mktemp(request.param)
-    with servers.real_server(folder / "real") as real:
-        if request.param == "real":
-            yield SimpleNamespace(url=real.url, fake=None, token=None)
-            return
-        with servers.nginx_proxy(real.url, TOKEN, folder / "nginx") as proxy:
-            yield SimpleNamespace(url=proxy.url, fake=None, token=TOKEN)
+    """A server of each kind that is here."""
+    with running(request.param, tmp_path_factory.mktemp(request.param)) as server:
+        yield server
 
 
 @pytest.fixture
-def place(server, request, tmp_path, monkeypatch):
+def place(server, request, tmp_path, monkeypatch, no_token):
     """A repository that is not there yet."""
-    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
     if server.token:
         monkeypatch.setenv("OXEN_TOKEN", server.token)
     return Place(server, f"r{abs(hash(request.node.nodeid))}", tmp_path)
@@ -591,16 +578,13 @@ def leaks(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def guarded(tmp_path, monkeypatch):
+def guarded(tmp_path, no_token):
     """A double that wants TOKEN, with a repository on it."""
-    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
-    with FakeOxen(token=TOKEN) as fake:
-        place = Place(SimpleNamespace(url=fake.url, fake=fake, token=TOKEN), "guarded", tmp_path)
+    with running("guarded", tmp_path) as server:
+        place = Place(server, "guarded", tmp_path)
         place.talk.create()
         place.talk.push({SEEDS: b"{}\n"})
-        fake.requests.clear()
+        place.fake.requests.clear()
         yield place
 
 
@@ -620,8 +604,8 @@ def test_no_token_is_told_with_where_to_put_it(guarded):
 @pytest.mark.skipif("nginx" not in servers.here(), reason="the proxy that checks tokens is not here")
 def test_a_wrong_token_behind_nginx(guarded, tmp_path, monkeypatch):
     monkeypatch.setenv("OXEN_TOKEN", "wrong")
-    with servers.real_server(tmp_path / "real") as real, servers.nginx_proxy(real.url, TOKEN, tmp_path / "p") as proxy:
-        guarded.address = f"oxen+http://{proxy.url.removeprefix('http://')}/ns/name"
+    with running("nginx", tmp_path) as proxy:
+        guarded.address = address(proxy.url, "name")
         started = time.monotonic()
         with pytest.raises(Auth, match="401"):
             guarded.store(timeout=60).resolve()

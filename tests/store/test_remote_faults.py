@@ -16,7 +16,6 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import urllib3
@@ -30,10 +29,10 @@ from self_reward.store.content import blob_of, hash_file
 from self_reward.store.errors import Auth, Conflict, Corrupt, Network, NotFound, ServerError
 from self_reward.store.remote import pushing, workspaces
 from self_reward.store.remote.server import Server
-from tests.hard import disk_full
 from tests.support import fake_oxen, servers
 from tests.support.fake_oxen import FakeOxen
 from tests.support.place import MANIFEST, PROMPTS, SEEDS, Place
+from tests.support.running import Running, running
 
 ROOT = Path(__file__).parents[2]
 SHORT = 1.5  # seconds of store_timeout
@@ -45,17 +44,14 @@ needs_real = pytest.mark.skipif("real" not in servers.here(), reason="no real se
 
 
 @pytest.fixture
-def repo(tmp_path, monkeypatch):
-    """A repository with seeds and pushed prompts on a double of its own."""
-    for variable in ("OXEN_TOKEN", "OXEN_TOKEN_FILE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
-    with FakeOxen() as fake:
-        place = Place(SimpleNamespace(url=fake.url, fake=fake, token=None), "faults", tmp_path)
+def repo(tmp_path, no_token):
+    """A repository with seeds and pushed prompts on a separate double."""
+    with running("fake", tmp_path) as server:
+        place = Place(server, "faults", tmp_path)
         place.talk.create()
         place.put()
         place.push({PROMPTS: b"prompt\n" * 1000}, key="01")
-        fake.requests.clear()
+        place.fake.requests.clear()
         yield place
 
 
@@ -239,7 +235,7 @@ def test_https_with_a_certificate_that_is_trusted_and_with_one_that_is_not(tmp_p
     monkeypatch.setenv("OXEN_TOKEN", "secret")
     own = certificate(tmp_path)
     with FakeOxen(token="secret", certificate=own) as fake:
-        place = Place(SimpleNamespace(url=fake.url, fake=fake, token="secret"), "tls", tmp_path)
+        place = Place(Running(fake.url, fake, "secret"), "tls", tmp_path)
         assert place.address.startswith("oxen://127.0.0.1:")
         with in_time(20), pytest.raises(UserError, match="certificate"):
             place.store(timeout=LONG).create()
@@ -673,26 +669,18 @@ def test_a_full_disk_of_the_server_is_told_at_once(repo):
     assert ours(repo) == 1 and repo.workspaces() == []
 
 
-@pytest.fixture(scope="module")
-def namespace():
-    words = disk_full.in_own_namespace()
-    if words is None:
-        pytest.skip("no file system can be mounted here: neither as root nor in a user namespace")
-    return words
-
-
 @needs_real
-def test_a_full_disk_of_a_real_server(namespace, tmp_path):
+def test_a_full_disk_of_a_real_server(mount_namespace, tmp_path):
     """20 MB of disk, 25 MB to push: said, nothing half-committed, and the server goes on."""
     script = f"""
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from tests.support import servers
 from tests.support.place import PROMPTS, Place
+from tests.support.running import Running
 from self_reward.store.errors import ServerError
 with servers.real_server(Path("{tmp_path}/disk")) as real:
-    repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "full", Path("{tmp_path}"))
+    repo = Place(Running(real.url), "full", Path("{tmp_path}"))
     repo.store().create()
     repo.put()
     before = repo.store().resolve()
@@ -706,13 +694,13 @@ with servers.real_server(Path("{tmp_path}/disk")) as real:
 """
     command = f'mkdir "{tmp_path}/disk" && mount -t tmpfs -o size=20m tmpfs "{tmp_path}/disk" && exec "$0" -c "$1"'
     ended = subprocess.run(
-        [*namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
+        [*mount_namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
     )
     assert ended.returncode == 0, ended.stderr
     assert "told: " in ended.stdout and "disk of the server is full" in ended.stdout
 
 
-def test_a_full_disk_of_this_machine_is_told_and_the_pull_goes_on_when_there_is_room(namespace, repo):
+def test_a_full_disk_of_this_machine_is_told_and_the_pull_goes_on_when_there_is_room(mount_namespace, repo):
     big = repo.push({"M0/generated/big.bin": os.urandom(3_000_000)}, key="02")
     script = f"""
 import shutil, sys
@@ -729,7 +717,7 @@ print("whole:", (to / "M0/generated/big.bin").exists())
 """
     command = f'mkdir "{repo.folder}/disk" && mount -t tmpfs -o size=1m tmpfs "{repo.folder}/disk" && exec "$0" -c "$1"'
     ended = subprocess.run(
-        [*namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
+        [*mount_namespace, "bash", "-c", command, sys.executable, script], capture_output=True, text=True, cwd=ROOT
     )
     assert ended.returncode == 0, ended.stderr
     assert "told: the disk is full" in ended.stdout and "3.0 MB are needed" in ended.stdout, ended.stdout
@@ -740,7 +728,7 @@ print("whole:", (to / "M0/generated/big.bin").exists())
 def test_a_real_server_that_is_killed_and_restarted_in_the_middle_of_pushes(tmp_path):
     """Its parts of uploads are gone, its commits are not."""
     with servers.real_server(tmp_path / "real") as real:
-        repo = Place(SimpleNamespace(url=real.url, fake=None, token=None), "killed", tmp_path)
+        repo = Place(Running(real.url), "killed", tmp_path)
         repo.store().create()
         repo.put()
         for i, wait in enumerate((0.05, 0.15, 0.3)):

@@ -1,6 +1,5 @@
 """A whole stage against a server: exit codes, words, times. The double always, a real oxen-server where it is there."""
 
-import contextlib
 import os
 import re
 import resource
@@ -9,17 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from self_reward.repository import jsonl
 from tests.support import servers
-from tests.support.fake_oxen import FakeOxen
 from tests.support.place import Place
+from tests.support.running import TOKEN, running
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "Zq7-private_token-4f1e"
 SCORES = [
     {"prompt_id": f"p{i}", "response_id": f"p{i}-{j}", "prompt": f"prompt {i}", "completion": f"answer {j}", "score": j}
     for i in range(3)
@@ -29,30 +26,24 @@ PREFERENCES = "M0/generated/preferences.jsonl"
 
 
 @pytest.fixture(params=servers.here())
-def repo(request, tmp_path, monkeypatch):
+def repo(request, tmp_path, monkeypatch, no_token):
     """A repository with scores on a server of each kind that is here."""
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(FakeOxen() if request.param == "fake" else servers.real_server(tmp_path / "real"))
-        url, token = server.url, None
-        if request.param == "nginx":
-            url, token = stack.enter_context(servers.nginx_proxy(server.url, TOKEN, tmp_path / "nginx")).url, TOKEN
-        yield place(url, server if request.param == "fake" else None, token, tmp_path, monkeypatch)
+    with running(request.param, tmp_path) as server:
+        yield place(server, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
+def fake(tmp_path, monkeypatch, no_token):
     """The same on a double that wants TOKEN."""
-    with FakeOxen(token=TOKEN) as server:
-        yield place(server.url, server, TOKEN, tmp_path, monkeypatch)
+    with running("guarded", tmp_path) as server:
+        yield place(server, tmp_path, monkeypatch)
 
 
-def place(url, fake, token, folder: Path, monkeypatch) -> Place:
-    monkeypatch.delenv("OXEN_TOKEN_FILE", raising=False)
-    monkeypatch.setenv("OXEN_TOKEN", token or "")
-    monkeypatch.setenv("OXEN_CONFIG_DIR", str(folder / "config"))
+def place(server, folder: Path, monkeypatch) -> Place:
+    monkeypatch.setenv("OXEN_TOKEN", server.token or "")
     monkeypatch.setenv("TERMINATION_LOG", str(folder / "run/termination.log"))
     (folder / "run").mkdir()
-    found = Place(SimpleNamespace(url=url, fake=fake, token=token), "programs", folder)
+    found = Place(server, "programs", folder)
     found.talk.create()
     jsonl.write(folder / "scores.jsonl", SCORES)
     found.store().put({"M0/generated/scores.jsonl": folder / "scores.jsonl"}, message="scores")

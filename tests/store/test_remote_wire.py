@@ -24,11 +24,10 @@ PASSWORD = "p@ss:w%rd"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch, tmp_path):
-    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy", "oxen_token", "oxen_token_file"):
+def no_proxy(no_token, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("OXEN_CONFIG_DIR", str(tmp_path / "config"))
 
 
 def store(address: str, folder, timeout: float = TIMEOUT):

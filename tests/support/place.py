@@ -5,6 +5,7 @@ from pathlib import Path
 
 from self_reward.store import open_store
 from self_reward.store.content import hash_file
+from tests.support.running import Running, address
 from tests.support.talk import Talk
 
 SEEDS = "M0/train/ift.jsonl"
@@ -15,10 +16,10 @@ MANIFEST = "M0/01_gen_prompts.manifest.json"
 class Place:
     """A repository of its own on a server."""
 
-    def __init__(self, server, name: str, folder: Path):
+    def __init__(self, server: Running, name: str, folder: Path):
         self.server, self.name, self.folder = server, name, folder
         self.fake = server.fake
-        self.address = f"{server.url.replace('https:', 'oxen:').replace('http:', 'oxen+http:')}/ns/{name}"
+        self.address = address(server.url, name)
         self.talk = Talk(server.url, name, server.token)
 
     def store(self, branch="main", timeout=30.0, cache="cache"):
