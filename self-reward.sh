@@ -43,7 +43,7 @@ end() {
 trap 'end 143' TERM HUP
 trap 'end 130' INT
 
-# What plan and the stages tell this script, in files without a name, so that not even kill -9 leaves them lying about.
+# What plan and the stages tell this script, in files without a name, so that not even kill -9 leaves them behind.
 new_file() {
   file=$(mktemp) || {
     echo "try again: no file could be made in ${TMPDIR:-/tmp}; make room there, or set TMPDIR to another folder" >&2
@@ -62,7 +62,7 @@ wait_for() { # wait_for NAME: for the program begun last; ends the run with its 
   local code=0
   wait "$!" || code=$?
   if ((code > 128)); then
-    echo "$1 was killed (exit code $code). Run the same command again: it goes on from what is on disk" >&2
+    echo "$1 was killed (exit code $code). Run the same command again to resume from what is on disk" >&2
   fi
   ((code == 0)) || exit "$code"
 }

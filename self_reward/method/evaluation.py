@@ -1,4 +1,4 @@
-"""Measuring a checkpoint. Training uses nothing of this."""
+"""Measures a checkpoint. Training never uses these results."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""LLM-as-a-judge: the judge's prompt, the score read from its answer, and the mean of its votes (paper section 2.4)."""
+"""LLM-as-a-judge: the judge's prompt, the score read from its answer, and the mean of its votes (paper section 2.2)."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Preference pairs from scored responses (paper section 2.4; options of Meta-Rewarding, arXiv 2407.19594)."""
+"""Preference pairs from scored responses (paper section 2.3; options of Meta-Rewarding, arXiv 2407.19594)."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""New prompts written by a model: the few-shot request, reading its answer, and filtering (paper section 2.3)."""
+"""New prompts written by a model: the few-shot request, reading its answer, and filtering (paper section 2.2)."""
 
 import hashlib
 import re

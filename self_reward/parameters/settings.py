@@ -182,7 +182,7 @@ class Lora(Settings):
 
 
 class Hardware(Settings):
-    """What a training uses of the machine."""
+    """Hardware and checkpointing for training."""
 
     checkpoint_steps: int = neutral(200, ge=1)
     """Optimizer steps between checkpoints, from which an interrupted training resumes."""
@@ -199,7 +199,7 @@ class Hardware(Settings):
 
 
 class Training(Settings):
-    """What SFT and DPO are given alike."""
+    """Settings that SFT and DPO share."""
 
     finetune: Literal["lora", "full"] = "lora"
     """Train an adapter or all weights."""

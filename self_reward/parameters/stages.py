@@ -71,13 +71,13 @@ class Shards(Fields):
     """How several processes share a stage's work."""
 
     shard: str | None = neutral(None, pattern=r"^(0|[1-9]\d*)/[1-9]\d*$")
-    """The part of the work that this process does: i/n, i from 0. It commits to a separate branch on the data
-    repository's server; the stage with merge makes its one commit of all n."""
+    """Which of n parts this process does, as i/n with i from 0. The part is committed to a separate branch on the data
+    repository's server; the same stage with merge then joins all n in one commit."""
     shards: int = neutral(1, ge=1, le=64)
     """Parts into which responses and scores are divided in a cluster, one pod each; with merge: how many parts to
     join."""
     merge: bool = neutral(False)
-    """Join the n shards of this stage (shards = n) into its one commit, and remove their branches."""
+    """Join the shards of this stage into its one commit, and remove their branches. Needs shards, their number."""
 
 
 class ModelStage(Common):

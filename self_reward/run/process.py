@@ -29,7 +29,7 @@ log = logging.getLogger("self_reward")
 
 
 def guard(function: Callable[[], None], name: str = "plan") -> int:
-    """Call `function` and turn how it ends into an exit code, with its errors in words on standard error."""
+    """Call `function`, report its errors on standard error, and return the matching exit code."""
     _log_to_stderr(name)
     _end_on_sigterm()
     try:

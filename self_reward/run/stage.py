@@ -1,4 +1,4 @@
-"""What every stage does around its own work: parameters, inputs, skip if done, one commit, the next step's files.
+"""Everything around a stage's work: reads parameters and inputs, skips finished work, commits, informs the next step.
 
 A stage program ends with `stage.main(NAME, PARAMETERS, work, __doc__)`, with `work(p, run)`. Exit codes: process.py.
 """

@@ -1,6 +1,6 @@
 """What must not change by accident: stage keys, the parameters seen from outside, and the manifests of a small loop.
 
-A stage key that changes makes every finished run be computed again. tests/golden/ holds the values of version 0.2; a
+A stage key that changes makes every finished run be computed again. golden/ holds the values of version 0.1; a
 parameter that is added on purpose is added there by hand.
 """
 
@@ -57,7 +57,7 @@ def key_of(name: str, preset: str, iteration: int) -> str:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", STAGES)
-def test_stage_keys_are_those_of_version_0_2(name, preset):
+def test_stage_keys_are_those_of_version_0_1(name, preset):
     keys = json.loads((GOLDEN / "keys.json").read_text())
     for k in (0, 1):
         assert key_of(name, preset, k) == keys[f"{name} {preset} M{k}"]

@@ -135,7 +135,7 @@ def test_b21_manifest_records_how_each_result_was_made(data, done):
     assert manifest(data, 1, "02_gen_responses")["inputs"]["checkpoint:M0/dpo"]
 
 
-def test_manifests_have_the_shape_of_version_0_2(data, done):
+def test_manifests_have_the_shape_of_version_0_1(data, done):
     golden = json.loads((GOLDEN / "manifests.json").read_text())
     found = {
         str(path.relative_to(data)): shape(json.loads(path.read_text())) for path in data.glob("M*/*.manifest.json")

@@ -174,7 +174,7 @@ def test_kill_9_of_a_stage_is_reported_with_what_to_do(stages):
     os.kill(int(child), signal.SIGKILL)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 137 and out == ""
-    assert "M1 01_gen_prompts was killed (exit code 137). Run the same command again: it goes on from what is" in err
+    assert "M1 01_gen_prompts was killed (exit code 137). Run the same command again to resume from what is on" in err
 
 
 def test_kill_9_of_everything_leaves_no_temporary_file(stages, tmp_path):

@@ -9,7 +9,7 @@ changes is set in the parsed object, which is then written again.
 {{- $text := (index . 0).Files.Get $path -}}
 {{- if not $text }}{{ fail (printf "%s is missing or empty in the chart" $path) }}{{ end -}}
 {{- $content := fromYaml $text -}}
-{{- with $content.Error }}{{ fail (printf "%s is no YAML: %s" $path .) }}{{ end -}}
+{{- with $content.Error }}{{ fail (printf "%s is not YAML: %s" $path .) }}{{ end -}}
 {{- toYaml $content -}}
 {{- end -}}
 
