@@ -118,7 +118,7 @@ def write(folder, sizes):
     return folder
 
 
-def test_a_killed_push_is_gone_on_with_at_the_first_file_that_the_server_has_not(interrupted, tmp_path):
+def test_killed_push_resumes_at_the_first_file_that_the_server_lacks(interrupted, tmp_path):
     source = write(tmp_path / "source", [6 * MB] * 5)
     assert interrupted.run(PUSH, source, Moment("up", 20 * MB)) == -signal.SIGKILL
     assert len(interrupted.reader.log()) == 2 and interrupted.relay.up >= 20 * MB
@@ -130,7 +130,7 @@ def test_a_killed_push_is_gone_on_with_at_the_first_file_that_the_server_has_not
     assert len(interrupted.reader.log()) == 3 and interrupted.reader.workspaces() == []
 
 
-def test_a_killed_pull_goes_on_with_the_bytes_that_are_there(interrupted, tmp_path):
+def test_killed_pull_resumes_from_the_bytes_it_has(interrupted, tmp_path):
     source = write(tmp_path / "source", [90 * MB])
     assert interrupted.run(PUSH, source) == 0
     assert interrupted.run(PULL, tmp_path / "to", Moment("down", 65 * MB)) == -signal.SIGKILL
@@ -144,9 +144,7 @@ def test_a_killed_pull_goes_on_with_the_bytes_that_are_there(interrupted, tmp_pa
     assert not part.exists()
 
 
-def test_a_server_that_is_stopped_in_the_middle_of_an_upload_is_told_when_the_time_is_over(
-    interrupted, server, tmp_path
-):
+def test_server_stopped_in_the_middle_of_an_upload_is_reported_after_store_timeout(interrupted, server, tmp_path):
     source = write(tmp_path / "source", [30 * MB])
     store, head = interrupted.store_of(5), interrupted.store.resolve().head
     interrupted.relay.expect(Moment("up", 12 * MB), lambda: os.kill(server.pid, signal.SIGSTOP))

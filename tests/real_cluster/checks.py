@@ -255,9 +255,9 @@ def scoring(place):
     return found
 
 
-def went_on(place, workflow):
-    """Whether the last try of that shard began with what an earlier one had done."""
-    return re.search(r"going on in .* after [1-9]\d* of \d+ prompts", tries_of_scores(place, workflow)[-1][1])
+def resumed(place, workflow):
+    """Whether the last try of that shard resumed from what an earlier one had done."""
+    return re.search(r"resuming .* after [1-9]\d* of \d+ prompts", tries_of_scores(place, workflow)[-1][1])
 
 
 def all_committed_once(place, before, workflow):
@@ -267,7 +267,7 @@ def all_committed_once(place, before, workflow):
 
 
 @pytest.mark.parametrize("how", ["delete", "evict"])
-def test_a_lost_pod_is_replaced_goes_on_and_commits_once(place, done, how):
+def test_a_lost_pod_is_replaced_resumes_and_commits_once(place, done, how):
     before = log(place)
     name = place.submit(**LONG, seed={"delete": "3", "evict": "4"}[how])
     pod = scoring(place)(place.wait(name, 900, scoring(place)))[0]
@@ -278,11 +278,11 @@ def test_a_lost_pod_is_replaced_goes_on_and_commits_once(place, done, how):
         place.core.create_namespaced_pod_eviction(pod.metadata.name, place.name, body=eviction)
     workflow = place.wait(name, 1200)
     assert workflow["status"]["phase"] == "Succeeded", told(workflow)
-    assert len(tries(workflow, node(workflow, "generate-shard", **SCORES))) == 2 and went_on(place, workflow)
+    assert len(tries(workflow, node(workflow, "generate-shard", **SCORES))) == 2 and resumed(place, workflow)
     all_committed_once(place, before, workflow)
 
 
-def test_after_a_stop_the_same_submit_goes_on(place, done):
+def test_after_a_stop_the_same_submit_resumes(place, done):
     before = log(place)
     name = place.submit(**LONG, seed="5")
     place.wait(name, 900, scoring(place))
@@ -293,7 +293,7 @@ def test_after_a_stop_the_same_submit_goes_on(place, done):
     assert [message for _, message in made[: -len(before)]] == [f"M0 {stage}" for stage in STAGES[2::-1]]
     workflow = place.run(**LONG, seed="5")
     assert workflow["status"]["phase"] == "Succeeded", told(workflow)
-    assert went_on(place, workflow) and log(place)[-len(made) :] == made
+    assert resumed(place, workflow) and log(place)[-len(made) :] == made
     all_committed_once(place, before, workflow)
 
 
@@ -310,7 +310,7 @@ def test_a_server_that_is_away_for_a_minute_is_waited_for(place, done):
     all_committed_once(place, before, workflow)
 
 
-def test_after_a_failure_argo_retry_goes_on(place, done):
+def test_after_a_failure_argo_retry_resumes(place, done):
     """A wrong token is the user's error: one try, its words on the node; what was finished is not run again."""
     before = log(place)
     right = place.core.read_namespaced_secret("self-reward", place.name).data
