@@ -73,7 +73,7 @@ def test_columns_that_a_row_must_have(tmp_path):
 
 
 def test_rows_are_written_with_these_columns_in_this_order(tmp_path):
-    """The bytes of version 0.2."""
+    """The bytes of version 0.1."""
     path = tmp_path / "f.jsonl"
     response = Response(
         prompt_id="1", response_id="1-0", prompt="é", completion='"\n', finish_reason="stop", tokens=2, position=None
