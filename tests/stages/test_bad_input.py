@@ -201,8 +201,8 @@ def test_problems_of_all_files_come_at_once(here):
     user_file("texts/template.txt", b"\xff")(here)
     texts = ("--rubric", "texts/rubric.txt", "--prompt_template", "texts/template.txt")
     problems = (
-        f"{TRAIN}:1: not JSON", f"{SEEDS} has no rows",
-        f"{TRAIN}:3: missing column prompt, response (or completion); found no column",
+        f"{TRAIN}:1: not JSON",
+        f"{TRAIN}:3: missing column prompt, response (or completion); found no column", f"{SEEDS} has no rows",
         "M0/eval/prompts.jsonl:1: a JSON list", "M0/eval/eft.jsonl:1: 0 responses",
         "rubric texts/rubric.txt: the rubric has {prompt} 0 times",
         "prompt_template texts/template.txt: not UTF-8 at byte 0",
