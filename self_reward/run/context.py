@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from self_reward.models.model import Job
-from self_reward.repository import jsonl
 from self_reward.rows import Row
 from self_reward.run.checkout import Checkout
 from self_reward.types import Json
@@ -40,6 +39,8 @@ class Run(Checkout):
     def rows(self, name: str, kind: type[R], max_bad_rows: float) -> Iterator[R]:
         """The good rows of the generated file `name`. Bad ones are left out, counted by reason in the counts and
         details, and shown; more than `max_bad_rows` of them end the stage when the file's end is reached."""
+        from self_reward.repository import jsonl
+
         bad = jsonl.Bad()
         path, repository_path = self.input(name), self.inputs.paths[name]
         yield from jsonl.read_generated(path, kind, bad, max_bad_rows=max_bad_rows)

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 from self_reward.errors import UserError
 from self_reward.parameters.flat import key_parameters
 from self_reward.parameters.stages import Common
-from self_reward.repository import artifacts, jsonl
+from self_reward.repository import artifacts
 from self_reward.rows import Response, Score
 from self_reward.run.context import Run
 from self_reward.store import Snapshot, Store
-from self_reward.store.remote.address import parse as parse_address
 from self_reward.types import Json
 
 PREFIX = "shards/"
@@ -39,6 +38,9 @@ def branch(key: str, number: int, count: int) -> str:
 def pull(run: Run, stage: str, p: Common, key: str) -> tuple[list[list[Any]], list[Json]]:
     """The rows of each of the `shards` parts of the stage with `key`, verified, and the parts' manifests. Raises
     UserError that names every shard that is missing or does not belong to the others."""
+    from self_reward.repository import jsonl
+    from self_reward.store.remote.address import parse as parse_address
+
     store, count = run.store, getattr(p, "shards", 1)
     expected = [branch(key, number, count) for number in range(count)]
     branches = store.branches(PREFIX)
