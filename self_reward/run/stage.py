@@ -123,8 +123,10 @@ def _run(name: str, p: S, work: Work[S], stop_rule: StopRule[S] | None, join: Jo
         with run.named_as_in_repository():
             if merge and join:
                 parts, records = shards.pull(run, name, p, key)
-                run.details["sampler"] = ", ".join(sorted({part["details"]["sampler"] for part in records}))
-                run.details["shards"] = [{"read_at": part["read_at"], "seconds": part["seconds"]} for part in records]
+                run.details["sampler"] = ", ".join(sorted({of_shard["details"]["sampler"] for of_shard in records}))
+                run.details["shards"] = [
+                    {field: of_shard[field] for field in ("read_at", "seconds")} for of_shard in records
+                ]
                 join(p, run, parts)
             else:
                 work(p, run)
